@@ -1,0 +1,17 @@
+"""Measure a checkpoint on a data set: ``python evaluate.py checkpoint=... evaluator=retrieval data=shapes_eval``."""
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Run the task with what Hydra composed."""
+    from tldr.tasks.evaluate import run  # here, so that --help and --cfg need no torch
+
+    run(**instantiate(cfg, _convert_="all"), config=OmegaConf.to_container(cfg, resolve=True))
+
+
+if __name__ == "__main__":
+    main()

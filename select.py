@@ -1,0 +1,34 @@
+"""Reduce a pool of image-text pairs: ``python select.py data=flickr8k data.root=... selector=tldr compression=0.75``.
+
+The folder of a script is the first on Python's path, so this file also answers when the standard library says
+``import select``. Under that name it steps aside for the real one. (Where `select` is built into Python, as on Debian,
+nobody asks; where it is a shared library, `subprocess` and `asyncio` would break without this.)
+"""
+
+if __name__ == "select":
+    import os
+    import sys
+    from importlib.machinery import PathFinder
+    from importlib.util import module_from_spec
+
+    this = os.path.realpath(__file__)
+    elsewhere = [entry for entry in sys.path if os.path.realpath(os.path.join(entry, "select.py")) != this]
+    spec = PathFinder.find_spec("select", elsewhere)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["select"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["select"])
+else:
+    import hydra
+    from hydra.utils import instantiate
+    from omegaconf import DictConfig, OmegaConf
+
+    @hydra.main(version_base="1.3", config_path="conf", config_name="select")
+    def main(cfg: DictConfig) -> None:
+        """Run the task with what Hydra composed."""
+        from tldr.tasks.select import run  # here, so that --help and --cfg need no torch
+
+        run(**instantiate(cfg, _convert_="all"), config=OmegaConf.to_container(cfg, resolve=True))
+
+    if __name__ == "__main__":
+        main()

@@ -1,0 +1,214 @@
+"""A pool holds what can be read, the quarantine the rest; both are the same however the source is ordered."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tldr.data.base import Bad, Row
+from tldr.data.pool import read_pool
+from tldr.pairs import Pairs, derive_uid
+
+
+def quarantined(pool) -> list[tuple[str, str, str]]:
+    rows = pool.quarantine.to_pylist()
+    return [(row["image"], row["stage"], row["error"]) for row in rows]
+
+
+def quiet(reader, **options):
+    return read_pool(reader, **{"verify": "none", "progress": False, "max_bad_fraction": 0.99, **options})
+
+
+def test_what_is_read_is_kept_or_quarantined_with_its_reason(tmp_path, listed, picture):
+    picture(tmp_path / "a.jpg")
+    picture(tmp_path / "b.png")
+    whole = picture(tmp_path / "cut.jpg", size=64).read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.jpg").write_text("<html>")
+    rows = [
+        Row("a.jpg", "one"),
+        Row("a.jpg", "two"),
+        Row("b.png", "three", "given"),
+        Row("cut.jpg", "half"),
+        Row("cut.jpg", "", where="line 5"),
+        Row("none.jpg", "gone"),
+        Row("page.jpg", "not found"),
+        Row("a.jpg", " \t\n", where="line 8"),
+        Row("a.jpg", b"caf\xe9".decode("utf-8", "surrogateescape"), where="line 9"),
+        Row("a.jpg", "half a \ud83d", where="line 10"),
+        Row("", "no picture", where="line 11"),
+        Row(b"\xff.jpg".decode("utf-8", "surrogateescape"), "no name", where="line 12"),
+        Row("a.jpg", "named badly", "\udcff", where="line 13"),
+        Bad("a.jpg", b"\0\xff", "read", "too few: columns", "own"),
+    ]
+    pool = read_pool(listed(rows, tmp_path), max_bad_fraction=0.9, progress=False, quarantine_to=tmp_path / "out")
+    assert sorted(pool.pairs.captions.to_pylist()) == ["one", "three", "two"]
+    assert pool.read == len(rows) == len(pool.pairs) + pool.quarantine.num_rows
+    errors = sorted((image, stage, error.partition(" is trunc")[0]) for image, stage, error in quarantined(pool))
+    assert errors == sorted(
+        [
+            ("cut.jpg", "image", "truncated or corrupt: image file"),
+            ("cut.jpg", "caption", "empty caption: line 5"),
+            ("none.jpg", "image", "missing file"),
+            ("page.jpg", "image", "not an image: 6 bytes that begin with b'<html>'"),
+            ("a.jpg", "caption", "empty caption: line 8"),
+            ("a.jpg", "caption", "caption is not UTF-8: byte 0xe9 after 3 characters, line 9"),
+            ("a.jpg", "caption", "caption is not UTF-8: lone surrogate U+D83D after 7 characters, line 10"),
+            ("", "read", "no image: line 11"),
+            ("\\udcff.jpg", "read", "image name is not UTF-8: byte 0xff after 0 characters, line 12"),
+            ("a.jpg", "read", "uid is not UTF-8: byte 0xff after 0 characters, line 13"),
+            ("a.jpg", "read", "too few: columns"),
+        ]
+    )
+    captions = {row["caption"]: row["uid"] for row in pool.quarantine.to_pylist()}
+    assert captions[b"\0\xff"] == "own"
+    assert captions[b"caf\xe9"] == derive_uid("a.jpg", b"caf\xe9")
+    assert len(set(captions.values())) == len(captions) == 11
+    assert pq.read_table(tmp_path / "out" / "quarantine.parquet").equals(pool.quarantine)
+    assert pool.summary().startswith("14 pairs read, 3 kept, 11 quarantined\n")
+
+
+def test_too_much_bad_stops_with_all_a_person_needs(tmp_path, listed, picture):
+    picture(tmp_path / "a.jpg")
+    rows = [Row("a.jpg", f"caption {number}") for number in range(90)]
+    rows += [Row("none.jpg", f"caption {number}") for number in range(9)] + [Row("a.jpg", " ", where="line 99")]
+    reader = listed(rows, tmp_path, "mine")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"max_bad_fraction=0\.05 allows") as caught:
+        read_pool(reader, max_bad_fraction=0.05, quarantine_to=out, progress=False)
+    written = pq.read_table(out / "quarantine.parquet").to_pylist()
+    assert Counter(row["stage"] for row in written) == {"image": 9, "caption": 1}
+    first, missing, empty, where, remedy = str(caught.value).split("\n")
+    assert first.startswith(f"10 of 100 pairs of mine at {tmp_path} cannot be read, 10.00%: more than")
+    uid = min(row["uid"] for row in written if row["stage"] == "image")
+    assert missing == f"       9 x image: missing file, e.g. uid {uid}, image none.jpg"
+    assert empty.endswith("image a.jpg: line 99")
+    assert where.endswith(str(out / "quarantine.parquet"))
+    fraction = float(remedy.rpartition("max_bad_fraction=")[2])
+    assert len(read_pool(reader, max_bad_fraction=fraction, progress=False).pairs) == 90
+
+
+def test_a_source_of_which_nothing_is_left_stops_whatever_is_allowed(listed):
+    with pytest.raises(ValueError, match="nothing is left"):
+        quiet(listed([Row("a", "")]), max_bad_fraction=1)
+    with pytest.raises(ValueError, match="there is not one pair in empty"):
+        quiet(listed([], name="empty"))
+    with pytest.raises(ValueError, match="it is one of decode, exists, none"):
+        quiet(listed([Row("a", "b")]), verify="all")  # type: ignore[arg-type]
+
+
+def test_a_pool_does_not_depend_on_the_order_of_its_source(listed):
+    rows: list[Row | Bad] = [Row(f"{i % 7}.jpg", f"caption {i}", extra={"score": i / 3, "n": i}) for i in range(40)]
+    rows += [Row("a.jpg", "said again", extra={"n": i % 3}) for i in range(5)]  # three are wholly equal to others
+    rows += [Row(f"{i}.jpg", "named twice", f"uid{i % 2}", {"n": i}) for i in range(4)]
+    rows += [Bad("b.jpg", b"\xff", "read", "no reason")] * 3 + [Row("c.jpg", "", where="here")]
+    first = quiet(listed(rows))
+    assert len(first.pairs) == 40 + 5 + 2
+    assert first.quarantine.num_rows == 2 + 3 + 1
+    assert len(set(first.quarantine["uid"].to_pylist())) == 6
+    for seed in range(10):
+        random.Random(seed).shuffle(rows)
+        other = quiet(listed(rows))
+        assert other.pairs.hash == first.pairs.hash
+        assert other.pairs.table.equals(first.pairs.table)
+        assert other.quarantine.equals(first.quarantine)
+
+
+def test_equal_pairs_are_numbered_and_equal_names_refused(listed):
+    pool = quiet(listed([Row("a.jpg", "x")] * 3 + [Row("b.jpg", "y", "u"), Row("c.jpg", "z", "u")]))
+    uids = {derive_uid("a.jpg", "x", repeat) for repeat in range(3)}
+    assert set(pool.pairs.uids.to_pylist()) == {*uids, "u"}
+    assert quarantined(pool) == [("c.jpg", "read", "repeated uid: it stands for a pair of b.jpg already")]
+
+
+def test_a_name_is_free_again_if_its_first_picture_cannot_be_read(tmp_path, listed, picture):
+    picture(tmp_path / "b.jpg")
+    pool = read_pool(
+        listed([Row("a.jpg", "x", "u"), Row("b.jpg", "y", "u")], tmp_path), max_bad_fraction=0.5, progress=False
+    )
+    assert pool.pairs.images.to_pylist() == ["b.jpg"]
+    assert quarantined(pool) == [("a.jpg", "image", "missing file")]
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_extra_columns_keep_their_types(listed, monkeypatch, chunk):
+    monkeypatch.setattr("tldr.data.pool._CHUNK", chunk)
+    extras = [
+        {"flag": True, "n": 1, "score": 0.5, "word": "a", "mixed": 1, "tags": ["x"], "deep": {"b": [1]}},
+        {"flag": False, "n": 2, "score": 1, "word": "\udcffb", "mixed": "two", "tags": [], "deep": {}},
+        {"flag": None, "n": 2**62, "score": None, "word": "\0", "mixed": [3], "huge": 2**70},
+        {},
+        {"image": "its own", "image_digest": "of old", "truth_mismatched": True},
+        {"flag": True, "n": -1, "score": 2.5, "mixed": None, "tags": ["y", "z"]},
+    ]
+    rows = [Row("a.jpg", "x", str(number), extra) for number, extra in enumerate(extras)]
+    pairs = quiet(listed(rows)).pairs
+    columns = {name: pairs.table[name].to_pylist() for name in pairs.table.column_names}
+    assert columns == {
+        "uid": list("012345"),
+        "image": ["a.jpg"] * 6,
+        "caption": ["x"] * 6,
+        "deep": ['{"b": [1]}', "{}", None, None, None, None],
+        "flag": [True, False, None, None, None, True],
+        "huge": [None, None, str(2**70), None, None, None],
+        "source_image": [None] * 4 + ["its own", None],
+        "mixed": ["1", "two", "[3]", None, None, None],
+        "n": [1, 2, 2**62, None, None, -1],
+        "score": [0.5, 1.0, None, None, None, 2.5],
+        "tags": [["x"], [], None, None, None, ["y", "z"]],
+        "truth_mismatched": [None] * 4 + [True, None],
+        "word": ["a", "\\udcffb", "\0", None, None, None],
+    }
+    assert [str(pairs.table.schema.field(name).type) for name in ("flag", "n", "score")] == ["bool", "int64", "double"]
+
+
+def test_hostile_captions_survive_to_the_disk_and_back(tmp_path, listed, all_hostile):
+    pool = quiet(listed([Row("a.jpg", caption, str(i)) for i, caption in enumerate(all_hostile)]))
+    opened = Pairs.open(pool.pairs.write(tmp_path))
+    assert dict(zip(opened.uids.to_pylist(), opened.captions.to_pylist(), strict=True)) == {
+        str(i): caption for i, caption in enumerate(all_hostile)
+    }
+    assert opened.provenance == {"data": "listed", "read": len(all_hostile), "quarantined": 0}
+
+
+def test_the_digest_is_of_the_pictures_bytes(tmp_path, listed, picture):
+    for name, seed in (("a.jpg", 1), ("b.jpg", 1), ("c.jpg", 2)):
+        picture(tmp_path / name, seed)
+    rows = [Row(name, caption, name + caption) for name in ("a.jpg", "b.jpg", "c.jpg") for caption in "xy"]
+    pool = read_pool(listed(rows, tmp_path), progress=False)
+    a, a2, b, b2, c, c2 = pool.pairs.table["image_digest"].to_pylist()
+    assert a == a2 == b == b2 != c == c2
+    assert len(a) == 32
+    assert pool.decoded == 3
+    picture(tmp_path / "c.jpg", 3)
+    assert read_pool(listed(rows, tmp_path), progress=False).pairs.hash != pool.pairs.hash
+
+
+def test_exists_asks_for_files_and_decodes_nothing(tmp_path, listed):
+    (tmp_path / "a.jpg").write_text("not a picture")
+    rows = [Row("a.jpg", "x"), Row("none.jpg", "y")]
+    pool = quiet(listed(rows, tmp_path), verify="exists", cache=tmp_path / "cache")
+    assert pool.pairs.images.to_pylist() == ["a.jpg"]
+    assert pool.decoded == 0
+    assert "image_digest" not in pool.pairs.table.column_names
+    assert not (tmp_path / "cache").exists()
+
+
+def test_any_mixture_adds_up(tmp_path, listed, picture):
+    good = [picture(tmp_path / f"{number}.jpg", number).name for number in range(5)]
+    names = [*good, "none.jpg", ""]
+    captions = ["a", "b", "", "\udcff", "c"]
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        rows: list[Row | Bad] = []
+        for _ in range(60):
+            uid = str(random.integers(200)) if random.random() < 0.5 else None
+            rows.append(Row(str(random.choice(names)), captions[random.integers(5)], uid))
+        pool = read_pool(listed(rows, tmp_path), max_bad_fraction=0.99, cache=tmp_path, progress=False)
+        assert len(pool.pairs) + pool.quarantine.num_rows == pool.read == 60
+        assert set(pool.pairs.images.to_pylist()) <= set(good)
+        assert set(pool.pairs.captions.to_pylist()) <= {"a", "b", "c"}
+        assert pool.quarantine.column_names == ["uid", "image", "caption", "stage", "error"]
+        assert all(column.null_count == 0 for column in pool.quarantine.columns)

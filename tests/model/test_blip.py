@@ -1,0 +1,399 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import LambdaCallback
+from torch.utils.data import DataLoader, Dataset
+
+from tldr.data.loading import Batch
+from tldr.data.tokenizer import Tokenizer
+from tldr.model import blip
+from tldr.model.base import load_model
+from tldr.model.blip import Blip
+from tldr.nn.momentum import follow
+
+CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("disc", "star on the left")]
+TOKENIZER = Tokenizer.learn(CAPTIONS).json
+B = 6
+
+
+def build(*, seed: int = 0, **options) -> Blip:
+    torch.manual_seed(seed)
+    arguments = {
+        "tokenizer": TOKENIZER,
+        "image": {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2},
+        "text": {"width": 16, "depth": 1, "heads": 2, "max_length": 14},
+        "optimizer": {"lr": 3e-3},
+        "embed_dim": 8,
+        "queue_size": 4 * B,
+    }
+    return Blip(**(arguments | options))
+
+
+def make_batch(captions=CAPTIONS, ids=None, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(captions)
+    return Batch(
+        images=torch.randint(0, 256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        captions=list(captions),
+        rows=torch.arange(n),
+        image_ids=torch.arange(n) if ids is None else torch.tensor(ids),
+        errors=[""] * n,
+    )
+
+
+class Twice(Dataset):
+    """An epoch of two equal batches."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, i: int) -> Batch:
+        return make_batch()
+
+
+def fit(model: Blip, *, steps: int, resume: Path | None = None, **options) -> L.Trainer:
+    """Train on the same batch again and again."""
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(Twice(), batch_size=None), ckpt_path=resume, weights_only=True)
+    return trainer
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+def fill_queue(model: Blip, ids: list[int]) -> None:
+    image, text = F.normalize(torch.randn(2, len(ids), 8, generator=torch.Generator().manual_seed(7)), dim=2)
+    model.queue.add(image, text, torch.tensor(ids))
+
+
+# ------------------------------------------------------------------------------------------------ the losses
+
+
+@pytest.mark.parametrize("ids", [[0, 1, 2], [5, 8, 0]])
+@torch.no_grad()
+def test_losses_are_the_papers_formulas(monkeypatch, ids):
+    """Written out pair by pair, from section 3.2 of BLIP and 3.2-3.3 of ALBEF. Ids 5 and 8 are in the queue, as other
+    captions of these pictures: then the targets are those of BLIP's fine-tuning for retrieval."""
+    proposals: list[torch.Tensor] = []
+    picks = iter([[1, 2, 0], [1, 0, 0]])  # the wrong image of each text, the wrong text of each image
+
+    def pick(logits, positive):
+        proposals.append(logits)
+        return torch.tensor(next(picks))
+
+    monkeypatch.setattr(blip, "hard_negatives", pick)
+    monkeypatch.setattr(Blip, "current_alpha", 0.4)
+    model = build(momentum=0.9).train()
+    for parameter in model.encoders.parameters():  # the teacher is no longer the student
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    fill_queue(model, [3, 5, 4, 8, 5])
+    batch = make_batch(CAPTIONS[:3], ids)
+    losses = deepcopy(model).losses(batch)
+
+    follow(model.teacher, model.encoders, 0.9)
+    tokens, mask = model._tokenize(batch["captions"])
+    image, w = model.encoders.encode_images(batch["images"])
+    t = model.encoders.encode_texts(tokens, mask)
+    w_m = model.teacher.encode_images(batch["images"])[1]
+    t_m = model.teacher.encode_texts(tokens, mask)
+
+    def itc(query, query_m, keys_m, queue):
+        keys, key_ids = [*keys_m, *queue[:5]], [*ids, 3, 5, 4, 8, 5]
+        total = 0.0
+        for i in range(3):
+            p = torch.stack([query[i] @ key / 0.07 for key in keys]).softmax(0)
+            q = torch.stack([query_m[i] @ key / 0.07 for key in keys]).softmax(0)
+            mine = [j for j, other in enumerate(key_ids) if other == ids[i]]
+            for j in range(len(keys)):
+                y = 0.4 * q[j] + 0.6 * (j in mine) / len(mine)
+                total -= float(y * p[j].log()) / 3
+        return total
+
+    expected = (itc(w, w_m, t_m, model.queue.text) + itc(t, t_m, w_m, model.queue.image)) / 2
+    assert float(losses["itc"]) == pytest.approx(expected, rel=1e-5)
+
+    def log_p(i, j, label):
+        """log p(label) of picture i and text j, 1 for a match."""
+        text = tokens[j : j + 1].clone()
+        text[0, 0] = model.tokenizer.enc
+        hidden = model.encoders.text(text, mask[j : j + 1], image=image[i : i + 1])
+        return model.matcher(hidden[0, 0]).log_softmax(0)[label].item()
+
+    right = [log_p(i, i, 1) for i in range(3)]
+    wrong = [log_p(i, j, 0) for i, j in [(1, 0), (2, 1), (0, 2), (0, 1), (1, 0), (2, 0)]]
+    assert float(losses["itm"]) == pytest.approx(-(sum(right) + sum(wrong)) / 9, rel=1e-5)
+    torch.testing.assert_close(proposals, [t @ w_m.T / 0.07, w @ t_m.T / 0.07])
+
+    nll = []
+    for i in range(3):
+        text = tokens[i][mask[i]].clone()  # alone, and without pads
+        target, text[0] = text[1:].clone(), model.tokenizer.dec
+        hidden = model.encoders.text(text[None, :-1], image=image[i : i + 1], causal=True)
+        for row, word in zip(model.encoders.text.logits(hidden)[0].log_softmax(1), target, strict=True):
+            nll.append(float(-0.9 * row[word] - 0.1 * row.mean()))
+    assert float(losses["lm"]) == pytest.approx(sum(nll) / len(nll), rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_random_start_costs_what_chance_does(batch):
+    losses = build(embed_dim=256).train().losses(batch)
+    assert float(losses["itc"]) == pytest.approx(math.log(B), abs=0.4)
+    assert float(losses["lm"]) == pytest.approx(math.log(len(Tokenizer(TOKENIZER))), abs=0.4)
+
+
+def test_twenty_steps_lower_every_loss(batch):
+    def measure(model):
+        model.eval().queue.clear()
+        with torch.no_grad():
+            torch.manual_seed(1)  # hard negatives are drawn
+            return torch.stack([torch.stack(list(model.losses(batch).values())) for _ in range(20)]).mean(0)
+
+    model = build()
+    before = measure(model)
+    fit(model.train(), steps=20)
+    after = measure(model)
+    assert (after < before - torch.tensor([0.1, 0.01, 0.5])).all(), (before, after)
+
+
+def gradients(model: Blip, loss: torch.Tensor) -> set[str]:
+    """Parameters that the loss reaches."""
+    model.zero_grad()
+    loss.backward(retain_graph=True)
+    return {name for name, p in model.named_parameters() if p.grad is not None and p.grad.ne(0).any()}
+
+
+def test_each_loss_reaches_its_part_of_the_model(batch):
+    model = build(text={"width": 16, "depth": 2, "heads": 2, "max_length": 14}).train()
+    losses = model.losses(batch)
+    itc, itm, lm = (gradients(model, losses[name]) for name in ("itc", "itm", "lm"))
+    assert "temperature" in itc
+    assert "temperature" not in itm | lm
+    parts = {"projection": itc, "matcher": itm, "head": lm, "cross_attention": itm | lm, "decoder_attention": lm}
+    for part, losses_there in parts.items():
+        for reached in (itc, itm, lm):
+            assert any(part in name for name in reached) == (reached <= losses_there), part
+    for reached in (itc, itm, lm):
+        assert any(name.startswith("encoders.image.vit") for name in reached)
+        assert not any(name.startswith("teacher") for name in reached)
+    assert not any(".attention." in name and name.startswith("encoders.text") for name in lm)
+
+
+def test_all_that_learns_gets_a_gradient(batch):
+    """Else distributed training would need find_unused_parameters."""
+    model = build().train()
+    torch.stack(list(model.losses(batch).values())).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_pairs_that_belong_together_are_no_negatives(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        blip, "hard_negatives", lambda logits, positive: seen.append(positive) or positive.int().argmin(1)
+    )
+    captions = ["a red disc", "a red disc", "a blue star", "a green star"]  # 0 and 1 say the same
+    build().train().losses(make_batch(captions, ids=[4, 5, 6, 6]))  # 2 and 3 show the same
+    expected = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]).bool()
+    assert len(seen) == 2
+    assert all(torch.equal(positive, expected) for positive in seen)
+
+
+def test_one_pair_is_no_batch():
+    with pytest.raises(ValueError, match="batch_size must be at least 2"):
+        build().losses(make_batch(CAPTIONS[:1]))
+
+
+# ------------------------------------------------------------------------------------- the teacher and the queue
+
+
+def test_training_moves_the_teacher_and_fills_the_queue(batch):
+    model = build(momentum=0.9).train()
+    with torch.no_grad():
+        model.encoders.text_projection.bias.add_(1)
+    before = model.teacher.text_projection.bias.clone()
+    model.losses(batch)
+    torch.testing.assert_close(model.teacher.text_projection.bias, before + 0.1)
+    assert model.queue.filled == B
+    keys = model.teacher.encode_images(batch["images"])[1]
+    torch.testing.assert_close(model.queue.image[:B], keys)
+
+
+def test_evaluation_moves_nothing(batch):
+    model = build().eval()
+    before = deepcopy(model.state_dict())
+    model.losses(batch)
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_the_queue_must_hold_a_batch(batch):
+    with pytest.raises(ValueError, match=rf"queue_size=4 .* at least {B}"):
+        fit(build(queue_size=4), steps=1)
+
+
+def test_temperature_stays_in_its_bounds(batch):
+    for start, bound in ((5.0, 0.5), (-1.0, 0.001)):
+        model = build(temperature=start).train()
+        assert model.losses(batch)["itc"].isfinite()
+        assert float(model.temperature.detach()) == pytest.approx(bound)
+
+
+def test_alpha_ramps_up_over_its_share_of_the_run():
+    model, seen = build(alpha_ramp=0.5), []
+    watch = LambdaCallback(on_train_batch_start=lambda *_: seen.append(model.current_alpha))
+    fit(model, steps=8, callbacks=[watch])
+    assert seen == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.4])
+
+
+def test_gradient_accumulation_counts_every_batch():
+    model = build()
+    trainer = fit(model, steps=3, accumulate_grad_batches=2)
+    assert trainer.global_step == 3
+    assert int(model.queue.added) == 6 * B
+
+
+def test_bfloat16_autocast_keeps_the_teacher_and_the_queue_in_float32():
+    model = build()
+    before = deepcopy(model.teacher.state_dict())
+    fit(model, steps=2, precision="bf16-mixed")
+    assert model.queue.image.dtype == torch.float32
+    torch.testing.assert_close(model.queue.image[: 2 * B].norm(dim=1), torch.ones(2 * B))
+    moved = [name for name, p in model.teacher.named_parameters() if not torch.equal(p, before[name])]
+    assert "text_projection.weight" in moved
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in model.parameters())
+
+
+def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    """Teacher, queue and the step of the ramp are in the checkpoint: it ends where an undisturbed run does."""
+    monkeypatch.setattr(blip, "hard_negatives", lambda logits, positive: logits.masked_fill(positive, -99).argmax(1))
+    half_way = tmp_path / "half.ckpt"
+    save = LambdaCallback(
+        on_train_epoch_end=lambda trainer, _: trainer.current_epoch or trainer.save_checkpoint(half_way)
+    )
+    whole, resumed = build(momentum=0.9, alpha_ramp=1), build(momentum=0.9, alpha_ramp=1, seed=1)
+    fit(whole, steps=4, callbacks=[save])
+    fit(resumed, steps=4, resume=half_way)
+    assert int(resumed.queue.added) == 4 * B
+    torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.state_dict()))
+
+
+def test_a_new_run_forgets_the_queue_of_the_last(tmp_path):
+    fit(build(), steps=3).save_checkpoint(tmp_path / "model.ckpt")
+    model = load_model(tmp_path)
+    assert isinstance(model, Blip)
+    assert model.queue.filled == 3 * B
+    fit(model.train(), steps=1)
+    assert model.queue.filled == B
+
+
+def test_the_optimiser_leaves_the_teacher_alone():
+    model = build()
+    trainer = fit(model, steps=1)
+    held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert held == {id(p) for name, p in model.named_parameters() if not name.startswith("teacher")}
+
+
+TWO_PROCESSES = """
+import json
+import lightning as L, torch
+from test_blip import B, build, make_batch
+
+class Data(torch.utils.data.Dataset):  # a batch of its own for each process
+    def __len__(self): return 4
+    def __getitem__(self, i): return make_batch(ids=[10 * i + j for j in range(B)], seed=i)
+
+class Check(L.Callback):
+    def on_train_end(self, trainer, model):
+        ids = model.queue.ids[: model.queue.filled].tolist()
+        gathered = model.all_gather({"weight": model.matcher.weight, "queue": model.queue.image, "teacher":
+                                     model.teacher.text_projection.weight})
+        equal = [name for name, value in gathered.items() if torch.equal(value[0], value[1])]
+        if trainer.is_global_zero:
+            print(json.dumps(sorted(equal)), ids, sep="|")
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    loader = torch.utils.data.DataLoader(Data(), batch_size=None, shuffle=False)
+    L.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=1, logger=False, enable_checkpointing=False,
+              enable_progress_bar=False, enable_model_summary=False, callbacks=[Check()]).fit(build(), loader)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+def test_two_processes_share_queue_weights_and_teacher(tmp_path):
+    """Without find_unused_parameters, which the second step would ask for. Process r sees batches r and r + 2."""
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    equal, ids = map(json.loads, done.stdout.splitlines()[-1].split("|"))
+    assert equal == ["queue", "teacher", "weight"]
+    batches = [ids[start : start + B] for start in range(0, len(ids), B)]
+    assert sorted(batches) == [[10 * i + j for j in range(B)] for i in range(4)]  # from both, each in its place
+
+
+# ------------------------------------------------------------------------------------------------ the trained model
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = build()
+    fit(model, steps=5)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_pair_is_judged_alike_in_any_company(trained, batch):
+    """A batch's longest caption makes the others' pads, and pictures pass BatchNorm."""
+    images, captions = batch["images"], batch["captions"]
+    tokens = trained.image_tokens(images)
+    for one, many in (
+        (lambda i: trained.embed_images(images[i : i + 1]), trained.embed_images(images)),
+        (lambda i: trained.embed_texts(captions[i : i + 1]), trained.embed_texts(captions)),
+        (lambda i: trained.match(tokens[i : i + 1], captions[i : i + 1]), trained.match(tokens, captions)),
+    ):
+        torch.testing.assert_close(torch.cat([one(i) for i in range(B)]), many)
+
+
+@torch.no_grad()
+def test_embeddings_are_unit_vectors(trained, batch):
+    for embedding in (trained.embed_images(batch["images"]), trained.embed_texts(batch["captions"])):
+        assert embedding.shape == (B, 8)
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(B))
+
+
+@torch.no_grad()
+def test_a_checkpoint_gives_the_same_model(trained, batch, tmp_path):
+    trained.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    again = load_model(tmp_path)
+    assert isinstance(again, Blip)
+    assert torch.equal(again.embed_images(batch["images"]), trained.embed_images(batch["images"]))
+    assert torch.equal(again.embed_texts(batch["captions"]), trained.embed_texts(batch["captions"]))
+    tokens = trained.image_tokens(batch["images"])
+    assert torch.equal(again.match(tokens, batch["captions"]), trained.match(tokens, batch["captions"]))
+    assert torch.equal(again.queue.image, trained.queue.image)
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "nucleus", "beam"])
+def test_it_writes_captions(trained, batch, strategy):
+    captions = trained.generate(batch["images"], strategy=strategy, min_length=3, max_length=6)
+    assert len(captions) == B
+    assert all(isinstance(caption, str) for caption in captions)
+    assert any("a" in caption for caption in captions)
+    assert not any("[" in caption for caption in captions)

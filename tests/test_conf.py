@@ -1,0 +1,159 @@
+"""Every file of `conf/` is tested the day it is added: it composes, its targets exist and take what it gives them.
+
+`conf/` mirrors `tldr/`: a YAML of a group names something of that group; a method without a YAML is there for nobody.
+"""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+
+TOPS = sorted(path.stem for path in CONF.glob("*.yaml"))
+OPTIONS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/**/*.yaml"))
+MIRRORED = [
+    option for option in OPTIONS if option.startswith(("data/", "model/", "selector/", "refiner/", "evaluator/"))
+]
+WHOLE = [option for option in MIRRORED if option.count("/") == 1]  # the others are parts, as model/size/base
+METHODS = sorted(
+    f"{group}/{path.stem}"
+    for group in ("selector", "refiner", "evaluator")
+    for path in (ROOT / "tldr" / group).glob("*.py")
+    if path.stem not in ("__init__", "base")
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def alone(option: str) -> DictConfig:
+    """The option by itself, with what its own defaults bring; an experiment in the first script that takes it."""
+    group, name = option.rsplit("/", 1)
+    if group != "experiment":
+        return compose(overrides=[f"+{group}={name}"])
+    errors = []
+    for top in TOPS:
+        try:
+            return compose(top, overrides=[f"{group}={name}"])
+        except HydraException as error:
+            errors.append(f"{top}.yaml: {error}")
+    raise AssertionError("\n".join(errors))
+
+
+def targets(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every ``_target_`` in a plain config, outermost first, with its arguments."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"], {key: value for key, value in node.items() if key not in SPECIAL}
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=False)
+
+
+def choices(top: str) -> dict[str, str | None]:
+    """The groups that a script's config takes, with the option each has by default."""
+    return compose(top, return_hydra_config=True).hydra.runtime.choices
+
+
+def broken_references(node: DictConfig | ListConfig) -> list[str]:
+    """The interpolations that lead nowhere; what the user has to give (``???``) may be missing."""
+    found = []
+    key: Any
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        try:
+            child = None if OmegaConf.is_missing(node, key) else node[key]
+        except InterpolationToMissingValueError:
+            continue
+        except Exception as error:
+            found.append(str(error))
+            continue
+        if isinstance(child, DictConfig | ListConfig) and not OmegaConf.is_interpolation(node, key):
+            found += broken_references(child)
+    return found
+
+
+# ---------------------------------------------------------------- the scripts' configs
+
+
+def test_every_script_has_its_config():
+    assert sorted(path.stem for path in ROOT.glob("*.py")) == TOPS
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_every_option_composes(top):
+    """With everything that the script takes at its default, each option of each of its groups in turn."""
+    groups = choices(top)
+    for option in OPTIONS:
+        group, name = option.rsplit("/", 1)
+        if group in groups and group != "experiment":  # which belongs to one script
+            cfg = compose(top, overrides=[f"{group}={name}"], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)
+            assert broken_references(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])) == [], (
+                option
+            )
+
+
+@pytest.mark.parametrize("group", sorted({option.split("/")[0] for option in OPTIONS}))
+def test_every_group_is_taken_by_a_script(group):
+    assert any(group in choices(top) for top in TOPS)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("experiment/")])
+def test_an_experiment_invents_no_key(option):
+    """On the command line Hydra refuses a mistyped key; from a file it takes it."""
+    known = set().union(*(compose(top) for top in TOPS))
+    assert set(alone(option)) <= known
+
+
+# ---------------------------------------------------------------- each option
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_targets_take_what_they_are_given(option):
+    for target, given in targets(plain(alone(option))):
+        found = get_object(target)
+        parameters = inspect.signature(found).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            assert set(given) <= set(parameters), f"{target} takes {', '.join(parameters)}"
+
+
+@pytest.mark.parametrize("option", WHOLE)
+def test_option_names_something_of_its_group(option):
+    found = list(targets(plain(alone(option))))
+    assert found, "no _target_"
+    assert found[0][0].startswith(f"tldr.{option.split('/')[0]}.")
+
+
+@pytest.mark.parametrize("option", MIRRORED)
+def test_option_opens_with_what_it_is(option):
+    first = (CONF / f"{option}.yaml").read_text(encoding="utf-8").partition("\n")[0]
+    assert first.startswith("# "), "open with a comment: what this is, with which numbers"
+    assert not first.startswith("# @package"), "first what this is, then where it goes"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_an_option(method):
+    group, name = method.split("/")
+    options = [option for option in WHOLE if option.startswith(f"{group}/")]
+    modules = {target.rpartition(".")[0] for option in options for target, _ in targets(plain(alone(option)))}
+    assert f"tldr.{group}.{name}" in modules, f"add conf/{group}/{name}.yaml"

@@ -1,0 +1,72 @@
+"""Clustering at the scale of web data: principal components and k-means (faiss), learned on a sample, applied in chunks.
+
+Shapes: N rows, D their width, K clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+POINTS_PER_CENTROID = 256  # what k-means learns from; more changes centroids little and costs linearly
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Principal components: ``mean`` (D,), ``components`` (d, D), sorted by variance, and that ``variance`` (d,)."""
+
+    mean: np.ndarray
+    components: np.ndarray
+    variance: np.ndarray
+
+    @classmethod
+    def fit(cls, sample: np.ndarray, dim: int) -> PCA:
+        """The first ``dim`` components of (n, D) ``sample``; fewer where it has fewer."""
+        mean = sample.mean(0, dtype=np.float64)
+        centred = sample.astype(np.float64) - mean
+        variance, vectors = np.linalg.eigh(centred.T @ centred / max(1, len(sample) - 1))
+        dim = min(dim, len(sample), sample.shape[1])
+        components = vectors[:, ::-1][:, :dim].T
+        # An eigenvector's sign is arbitrary: make the largest entry positive, so that every machine says the same.
+        sign = np.sign(components[np.arange(dim), np.abs(components).argmax(1)])
+        components = components * sign[:, None]
+        kept = np.maximum(variance[::-1][:dim], 0)
+        return cls(mean.astype(np.float32), components.astype(np.float32), kept.astype(np.float32))
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """(n, D) -> (n, d) float32."""
+        return (rows.astype(np.float32) - self.mean) @ self.components.T
+
+
+@dataclass(frozen=True)
+class KMeans:
+    """``centroids`` (K, D) float32."""
+
+    centroids: np.ndarray
+
+    @classmethod
+    def fit(cls, sample: np.ndarray, clusters: int, *, seed: int, iterations: int = 20) -> KMeans:
+        """Lloyd's algorithm on (n, D) ``sample``. Raises ValueError for more clusters than rows, or for values that are
+        not finite."""
+        if clusters > len(sample):
+            raise ValueError(f"{clusters} clusters asked of {len(sample)} rows")
+        sample = np.ascontiguousarray(sample, dtype=np.float32)
+        if not np.isfinite(sample).all():
+            raise ValueError("the features to cluster hold NaN or infinite values")
+        kmeans = faiss.Kmeans(
+            sample.shape[1],
+            clusters,
+            niter=iterations,
+            seed=seed + 1,  # faiss reads seed 0 as 'the default seed'
+            min_points_per_centroid=1,  # small pools are legitimate: no warning
+            max_points_per_centroid=POINTS_PER_CENTROID,
+        )
+        kmeans.train(sample)
+        return cls(np.asarray(kmeans.centroids))
+
+    def assign(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(n, D) -> the nearest centroid (n,) int64 and the squared distance to it (n,) float32."""
+        distance, cluster = faiss.knn(np.ascontiguousarray(rows, dtype=np.float32), self.centroids, 1)
+        return cluster[:, 0], np.maximum(distance[:, 0], 0)

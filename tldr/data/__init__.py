@@ -1,0 +1,1 @@
+"""Readers, image access, loading, tokenizer, the embedded dataset (floor 2)."""

@@ -1,0 +1,175 @@
+"""What a reader is: a source of image-text pairs as it was found, row by row, with nothing decoded and nothing judged.
+
+A reader yields a `Row` for every pair it can make out and a `Bad` for every one it cannot. Captions are passed on as
+they are, bytes that are no UTF-8 as surrogate escapes; `tldr.data.pool` decides what is kept. To add a source, write
+one final class beside the others and a YAML of its name in ``conf/data/``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+# What columns are called in the files people have, most telling first (compared in lower case).
+IMAGE_COLUMNS = ("image", "jpg", "png", "webp", "img", "image_path", "filepath", "file_path", "image_file", "file_name")
+IMAGE_COLUMNS += ("filename", "image_name", "path", "file", "image_url", "url")
+CAPTION_COLUMNS = ("caption", "text", "txt", "title", "captions", "comment", "sentence", "description", "alt")
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif")  # endings of file names
+
+_LONGEST_CELL = 1 << 20
+
+Stage = Literal["read", "caption", "image"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A pair as its source has it. ``where`` tells a person where it stands, e.g. ``captions.txt line 17``."""
+
+    image: str
+    caption: str
+    uid: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A pair that its source does not give whole: what is known of it, the stage it failed at, and why.
+
+    ``error`` is one line, ``kind`` or ``kind: detail``; reports count the kinds.
+    """
+
+    image: str
+    caption: bytes
+    stage: Stage
+    error: str
+    uid: str | None = None
+
+
+def pairs(image: Any, captions: Any, uid: Any, extra: Mapping[str, Any], where: str) -> Iterator[Row | Bad]:
+    """The pairs of one record: one for every caption of a list, ``uid#0``, ``uid#1``, ... if there are several.
+
+    What is missing or no text makes a `Bad` one.
+    """
+    several = captions if isinstance(captions, list) else [captions]
+    for number, caption in enumerate(several or [None]):
+        name = None if uid is None else str(uid) if len(several) < 2 else f"{uid}#{number}"
+        known = image if isinstance(image, str) else ""
+        if isinstance(image, str) and isinstance(caption, str):
+            yield Row(image, caption, name, extra, where)
+        elif isinstance(caption, str):
+            yield Bad(known, raw(caption), "read", f"no image: {where}", name)
+        elif caption is None:
+            yield Bad(known, b"", "caption", f"no caption: {where}", name)
+        else:
+            yield Bad(known, raw(json.dumps(caption, default=str)), "caption", f"caption is no text: {where}", name)
+
+
+class Reader(ABC):
+    """A source of pairs. ``name`` is for folders of results; ``root``, absolute, is what locators are relative to."""
+
+    name: str
+    root: str
+
+    @abstractmethod
+    def rows(self) -> Iterator[Row | Bad]:
+        """Every pair of the source once, streamed."""
+
+
+def raw(text: str) -> bytes:
+    """The bytes that a source had for a text: escaped ones restored, lone surrogates of JSON as they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def absolute(path: str | Path) -> str:
+    """``path`` such that it still holds when a subset is opened from another folder. URLs stay what they are."""
+    return str(path) if "://" in str(path) else str(Path(path).expanduser().resolve())
+
+
+def existing_file(path: str | Path, key: str) -> Path:
+    """``path``, absolute. Raises ValueError naming the override ``key`` if there is no such file."""
+    file = Path(absolute(path))
+    if not file.is_file():
+        found = "it is a folder" if file.is_dir() else "there is no such file"
+        raise ValueError(f"cannot read the pairs of {file}: {found}; give the right one as {key}=...")
+    return file
+
+
+def existing_folder(path: str | Path, key: str) -> str:
+    """``path``, absolute. Raises ValueError naming the override ``key`` if there is no such folder."""
+    folder = absolute(path)
+    if "://" not in folder and not Path(folder).is_dir():
+        raise ValueError(f"there is no folder {folder}; give the right one as {key}=...")
+    return folder
+
+
+def column(names: Sequence[str], given: str | None, usual: Sequence[str], key: str) -> str:
+    """The column ``given``, else the first of the ``usual`` names there is. Raises ValueError naming the override."""
+    if given is not None and given not in names:
+        raise ValueError(f"{key}={given}: there is no such column among {', '.join(names)}")
+    if given is not None:
+        return given
+    found = {name.strip().lower(): name for name in reversed(names)}
+    for name in usual:
+        if name in found:
+            return found[name]
+    raise ValueError(f"which of the columns {', '.join(names)} is it? Say so with {key}=...")
+
+
+def records(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """(line, cells) of every record of a delimited file, its cells quoted as in RFC 4180.
+
+    A quote that opens no well-formed cell is an ordinary character, as all are where not ``quotes``: it swallows
+    neither itself nor the lines up to the next one. Only ``\\n`` and ``\\r\\n`` end a line: captions hold all the
+    others.
+    """
+    csv.field_size_limit(_LONGEST_CELL)  # also how far to look for the other end of a quote
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        lines = _Lines(file)
+        number = 1
+        for line in lines:
+            cells = line.removesuffix("\n").removesuffix("\r").split(delimiter)
+            if quotes and '"' in line:
+                try:
+                    cells = next(csv.reader(chain([line], lines), delimiter=delimiter, strict=True))
+                except csv.Error:
+                    lines.give_back()
+            if cells not in ([], [""]):
+                yield number, cells
+            number += len(lines.taken)
+            lines.taken.clear()
+
+
+class _Lines:
+    """The lines of a file, of which those taken in vain can be given back."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.taken: list[str] = []
+        self.returned: deque[str] = deque()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.returned.popleft() if self.returned else self.file.readline()
+        if not line:
+            raise StopIteration
+        self.taken.append(line)
+        return line
+
+    def give_back(self) -> None:
+        """All that were taken but the first."""
+        self.returned.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]

@@ -1,0 +1,73 @@
+"""Selections in the formats that other programs read.
+
+    annotations  annotations.json, BLIP's: [{"image": ..., "caption": ..., "uid": ...}]; ``data=json`` reads it back
+    uids         uids.npy, DataComp's: the sorted 128-bit uids as pairs of uint64 (needs uids of 32 hex digits)
+    webdataset   shards/00000.tar, ...: the pictures' own bytes, the captions and uids, img2dataset's layout
+
+Shapes: n pairs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from tldr.atomic import atomic_path, write_json
+from tldr.data.images import ImageStore
+from tldr.pairs import Pairs
+
+FORMATS = ("annotations", "uids", "webdataset")
+SHARD_PAIRS = 10_000
+
+
+def export(pairs: Pairs, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Write ``pairs`` into ``folder`` in each of ``formats``; the files written."""
+    strange = [name for name in formats if name not in FORMATS]
+    if strange:
+        raise ValueError(f"exports={strange}; choose from {', '.join(FORMATS)}")
+    writers = {"annotations": _annotations, "uids": _uids, "webdataset": _webdataset}
+    return [writers[name](pairs, folder) for name in formats]
+
+
+def _annotations(pairs: Pairs, folder: Path) -> Path:
+    return write_json(folder / "annotations.json", pairs.table.select(["image", "caption", "uid"]).to_pylist())
+
+
+def _uids(pairs: Pairs, folder: Path) -> Path:
+    uids = pairs.uids.to_pylist()
+    try:
+        halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids if len(uid) == 32 or int("not 128 bits")]
+    except ValueError as error:
+        raise ValueError("exports=uids needs uids of 32 hex digits, as DataComp's; export annotations instead") from error
+    with atomic_path(folder / "uids.npy") as temporary, temporary.open("wb") as sink:
+        np.save(sink, np.array(sorted(halves), dtype=np.dtype("u8,u8")))
+    return folder / "uids.npy"
+
+
+def _webdataset(pairs: Pairs, folder: Path) -> Path:
+    store, shards = ImageStore(pairs.root), folder / "shards"
+    with tqdm(total=len(pairs), desc="writing shards", unit="pair") as bar:
+        for number, shard in enumerate(pairs.batches(SHARD_PAIRS)):
+            with atomic_path(shards / f"{number:05d}.tar") as temporary, tarfile.open(temporary, "w") as tar:
+                for i, row in enumerate(shard.table.select(["uid", "image", "caption"]).to_pylist()):
+                    data, key = store.read(row["image"]), f"{number:05d}{i:05d}"
+                    facts = json.dumps({"uid": row["uid"], "caption": row["caption"], "key": key})
+                    for suffix, content in (
+                        (_suffix(data), data), ("txt", row["caption"].encode()), ("json", facts.encode()),
+                    ):  # fmt: skip
+                        info = tarfile.TarInfo(f"{key}.{suffix}")
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+                    bar.update()
+    return shards
+
+
+def _suffix(data: bytes) -> str:
+    signatures = {b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif"}
+    return signatures.get(data[:4], "jpg")

@@ -1,0 +1,50 @@
+"""Flickr8k (Hodosh et al., 2013): photographs with five captions each, as in Kaggle's copy: ``captions.txt`` with the
+columns image and caption, and the folder ``Images`` (or ``images``).
+
+The copy lists no splits. ``split=test`` holds out one image in ten, whatever else the folder has: those whose name
+hashes below 0.1; ``split=train`` has the others. An image's captions are all on one side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, raw, records
+
+HELD_OUT = 0.1
+
+
+class Flickr8k(Reader):
+    """The pairs of the folder ``root``: of all images, or of those of ``train`` or ``test``."""
+
+    def __init__(self, root: str | Path, *, split: str = "all", name: str = "flickr8k") -> None:
+        if split not in ("all", "train", "test"):
+            raise ValueError(f"data.split={split!r}; flickr8k has all, train, test")
+        self.root = existing_folder(root, "data.root")
+        self.captions = existing_file(Path(self.root) / "captions.txt", "data.root")
+        self.split = split
+        self.name = name
+
+    def rows(self) -> Iterator[Row | Bad]:
+        """The pairs of the split, in the order of the file."""
+        folder = next((name for name in ("images", "Images") if (Path(self.root) / name).is_dir()), None)
+        if folder is None:
+            raise ValueError(f"there is no folder images or Images in {self.root}; give the right one as data.root=...")
+        for line, cells in records(self.captions, ","):
+            where = f"captions.txt line {line}"
+            name = cells[0]
+            if (line == 1 and cells == ["image", "caption"]) or self.split not in ("all", _split(name)):
+                continue
+            image = f"{folder}/{name}" if name else ""
+            if len(cells) == 2:
+                yield Row(image, cells[1], where=where)
+            else:
+                yield Bad(image, raw(",".join(cells[1:])), "read", f"not 2 columns: {len(cells)} in {where}")
+
+
+def _split(name: str) -> str:
+    """Where an image is held, by its name alone."""
+    digest = hashlib.blake2b(raw(name), digest_size=8).digest()
+    return "test" if int.from_bytes(digest, "big") < HELD_OUT * 2**64 else "train"

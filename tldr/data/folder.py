@@ -1,0 +1,68 @@
+"""A folder, nested or not, with a ``.txt`` beside each picture of the same name (img2dataset, kohya's trainers).
+
+The whole ``.txt`` is one caption, its line ends included, but for one at the very end (img2dataset writes none, editors
+do). ``lines=True`` takes each line that is not blank as a caption of its own. Where a picture also has img2dataset's
+``.json``, the uid is its ``uid`` (DataComp), else its ``key``. Names that begin with a dot are not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tldr.data.base import PICTURES, Bad, Reader, Row, existing_folder
+
+
+class Folder(Reader):
+    """The pictures under ``root`` with their captions, in the order of their names."""
+
+    def __init__(self, root: str | Path, *, lines: bool = False, name: str = "folder") -> None:
+        self.root = existing_folder(root, "data.root")
+        self.lines = lines
+        self.name = name
+
+    def rows(self) -> Iterator[Row | Bad]:
+        """The pairs; a picture without text and a text without picture are bad ones."""
+        for path, folders, files in os.walk(self.root, onerror=_stop):
+            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+            seen = sorted(file for file in files if not file.startswith("."))
+            texts = {file.removesuffix(".txt") for file in seen if file.endswith(".txt")}
+            sidecars = {file.removesuffix(".json") for file in seen if file.endswith(".json")}
+            pictures = [(os.path.splitext(file)[0], file) for file in seen if file.lower().endswith(PICTURES)]
+            for stem, file in pictures:
+                image = Path(path, file).relative_to(self.root).as_posix()
+                if stem in texts:
+                    uid = _uid(Path(path, f"{stem}.json")) if stem in sidecars else None
+                    yield from self._pairs(image, Path(path, f"{stem}.txt"), uid)
+                else:
+                    yield Bad(image, b"", "caption", f"no caption: there is no {stem}.txt beside it")
+            for stem in sorted(texts.difference(stem for stem, _ in pictures)):
+                text = Path(path, f"{stem}.txt")
+                where = text.relative_to(self.root).as_posix()
+                yield Bad("", text.read_bytes(), "read", f"no image: there is none of this name beside {where}")
+
+    def _pairs(self, image: str, file: Path, uid: str | None) -> Iterator[Row]:
+        where = file.relative_to(self.root).as_posix()
+        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
+        if not self.lines:
+            yield Row(image, text.removesuffix("\n").removesuffix("\r"), uid, where=where)
+            return
+        lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        for number, line in lines or [(1, "")]:
+            yield Row(image, line, f"{uid}#{number}" if uid and len(lines) > 1 else uid, where=f"{where} line {number}")
+
+
+def _uid(sidecar: Path) -> str | None:
+    """The uid in img2dataset's record of a picture. Other people's ``.json`` files have none."""
+    try:
+        record = json.loads(sidecar.read_bytes())
+    except ValueError:
+        return None
+    found = record.get("uid", record.get("key")) if isinstance(record, dict) else None
+    return None if found is None else str(found)
+
+
+def _stop(error: OSError) -> None:
+    raise ValueError(f"cannot look into {error.filename}: {error.strerror}") from error

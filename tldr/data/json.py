@@ -1,0 +1,105 @@
+"""BLIP-style annotations (https://github.com/salesforce/BLIP): ``[{"image": "a.jpg", "caption": "..."}, ...]``.
+
+A ``caption`` may be a list: as many pairs. A record's ``uid`` is kept (of several captions: ``uid#0``, ``uid#1``, ...)
+and every other key becomes a column. The list is read record by record, however long it is; JSON Lines are read as
+well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, pairs, raw
+
+_STEP = 1 << 20
+
+
+class Json(Reader):
+    """The pairs of one file. ``images`` is the folder (or URL) of the pictures, by default the file's own."""
+
+    def __init__(
+        self,
+        annotations: str | Path,
+        *,
+        images: str | Path | None = None,
+        image_column: str = "image",
+        caption_column: str = "caption",
+        name: str = "json",
+    ) -> None:
+        self.annotations = existing_file(annotations, "data.annotations")
+        self.root = existing_folder(self.annotations.parent if images is None else images, "data.images")
+        self.image_column = image_column
+        self.caption_column = caption_column
+        self.name = name
+
+    def rows(self) -> Iterator[Row | Bad]:
+        """The pairs of every record, in the order of the file."""
+        own = (self.image_column, self.caption_column, "uid")
+        for number, record in enumerate(_elements(self.annotations)):
+            where = f"{self.annotations.name} record {number}"
+            if isinstance(record, dict):
+                extra = {key: value for key, value in record.items() if key not in own}
+                image, captions = record.get(self.image_column), record.get(self.caption_column)
+                yield from pairs(image, captions, record.get("uid"), extra, where)
+            else:
+                text = record if isinstance(record, str) else json.dumps(record)
+                yield Bad("", raw(text), "read", f"no object: {where}")
+
+
+def _elements(path: Path) -> Iterator[Any]:
+    """The elements of a JSON list, or of JSON Lines, one after the other."""
+    decoder = json.JSONDecoder()
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        text = ""
+        while not text.strip() and (more := file.read(_STEP)):
+            text += more
+        at = len(text) - len(text.lstrip())
+        if text[at : at + 1] == "{":
+            file.seek(0)
+            yield from _lines(file, path)
+            return
+        if text[at : at + 1] != "[":
+            raise ValueError(f"{path} is no JSON list of pairs; give the right file as data.annotations=...")
+        at, before, number = at + 1, 0, 0
+        while True:
+            while text[at : at + 1] in (*" \t\r\n,",):
+                at += 1
+            if text[at : at + 1] == "]":
+                return
+            value, reason = None, "it breaks off"
+            try:
+                value, end = decoder.raw_decode(text, at)
+            except json.JSONDecodeError as error:
+                reason, end = error.msg, len(text)
+            if end == len(text):  # nothing or half an element: it may go on
+                more = file.read(max(_STEP, len(text)))
+                if not more:
+                    raise ValueError(
+                        f"{path} is no whole JSON list: {reason}, record {number}, character {before + at}"
+                    )
+                before, text, at = before + at, text[at:] + more, 0
+                continue
+            yield value
+            at = end
+            number += 1
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[Any]:
+    """The values of JSON Lines; a line that is no JSON comes as its text."""
+    told = path.suffix in (".jsonl", ".ndjson")
+    for line in file:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            value = line
+        if not told and (not isinstance(value, dict) or {"images", "annotations"} & value.keys()):
+            raise ValueError(
+                f"{path} is one JSON object, no list of pairs; COCO's and Karpathy's are read by data=coco"
+            )
+        told = True
+        yield value

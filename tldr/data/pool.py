@@ -1,0 +1,295 @@
+"""From a reader to a canonical pool: judge every caption, look at every picture once, keep count of what is refused.
+
+Nothing unreadable is replaced or passed over: it goes to the quarantine with uid, stage and error, and
+``read = kept + quarantined``. The pool does not depend on the order in which the source lists its pairs. Rows are
+gathered in Arrow chunks of a fixed size, so that 40M pairs never exist as Python objects at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from tldr.atomic import atomic_path
+from tldr.data.base import Bad, Reader, Row, Stage, raw
+from tldr.data.images import ImageStore
+from tldr.data.verdict import verdicts
+from tldr.pairs import DIGEST, REQUIRED, Pairs, derive_uid
+
+Verify = Literal["decode", "exists", "none"]
+
+_CHUNK = 65_536
+_EXTRA = "extra."  # keeps a source's own column names apart from these
+_FOUND = pa.schema(
+    {
+        "uid": pa.large_string(),
+        "derived": pa.bool_(),  # the uid, because the source gave none
+        "image": pa.large_string(),
+        "caption": pa.large_binary(),  # as found: it need not be text
+        "stage": pa.large_string(),  # null, as the error, for what is good so far
+        "error": pa.large_string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pairs of a source that can be read, and the account of those that cannot.
+
+    ``quarantine`` has the columns uid, image, caption (its bytes as found), stage and error. ``decoded`` counts the
+    pictures that this run decoded rather than knew from its cache.
+    """
+
+    pairs: Pairs
+    quarantine: pa.Table
+    read: int
+    decoded: int
+
+    def summary(self) -> str:
+        """What to tell a person: the counts and, where pairs are quarantined, why."""
+        counts = f"{self.read} pairs read, {len(self.pairs)} kept, {self.quarantine.num_rows} quarantined"
+        return "\n".join([counts, *_reasons(self.quarantine)])
+
+
+def read_pool(
+    reader: Reader,
+    *,
+    verify: Verify = "decode",
+    max_bad_fraction: float = 0.1,
+    cache: str | Path | None = None,
+    quarantine_to: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Pool:
+    """Read a source, verify its pictures, and part what can be read from what cannot.
+
+    ``verify="decode"`` decodes every distinct picture and gives the pairs the column ``image_digest`` of its bytes;
+    ``"exists"`` asks only whether there is such a file. What was decoded is remembered in the folder ``cache``.
+    ``quarantine.parquet`` is written into the folder ``quarantine_to``, whether or not the pool is good enough.
+
+    Raises ValueError where more than ``max_bad_fraction`` of the pairs is bad.
+    """
+    if verify not in ("decode", "exists", "none"):
+        raise ValueError(f"verify={verify!r}; it is one of decode, exists, none")
+    found = _gather(tqdm(reader.rows(), f"reading {reader.name}", unit=" pairs", disable=not progress))
+    read = found.num_rows
+    if not read:
+        raise ValueError(f"there is not one pair in {reader.name} at {reader.root}")
+    found = _number_repeats(found)
+    digest, decoded = None, 0
+    if verify != "none":
+        images = pc.unique(found["image"].filter(pc.is_null(found["stage"])))
+        store, decoding = ImageStore(reader.root), verify == "decode"
+        verdict, decoded = verdicts(store, images, decoding=decoding, cache=cache, workers=workers, progress=progress)
+        at = pc.index_in(found["image"], images)
+        found = _fail(found, "image", verdict["error"].take(at))
+        digest = verdict["digest"].take(at)
+    found = _refuse_second_uids(found)
+
+    kept = pc.is_null(found["stage"])
+    quarantine = found.filter(pc.invert(kept)).select(["uid", "image", "caption", "stage", "error"])
+    quarantine = quarantine.sort_by([(name, "ascending") for name in ("stage", "image", "uid")])
+    if quarantine_to is not None:
+        with atomic_path(Path(quarantine_to) / "quarantine.parquet") as temporary:
+            pq.write_table(quarantine, temporary)
+    bad = quarantine.num_rows
+    if bad == read or bad / read > max_bad_fraction:
+        raise ValueError(_complaint(reader, quarantine, read, max_bad_fraction, quarantine_to))
+
+    columns: dict[str, Any] = {name: found[name].filter(kept) for name in REQUIRED}
+    columns["caption"] = columns["caption"].cast(pa.large_string())
+    if digest is not None and verify == "decode":
+        columns[DIGEST] = digest.filter(kept)
+    for column in found.column_names[len(_FOUND) :]:
+        name = column.removeprefix(_EXTRA)
+        if name == DIGEST:
+            continue  # of an earlier pool: it is measured here, not believed
+        columns[f"source_{name}" if name in columns else name] = found[column].filter(kept)
+    provenance = {"data": reader.name, "read": read, "quarantined": bad}
+    return Pool(Pairs.build(columns, root=reader.root, provenance=provenance), quarantine, read, decoded)
+
+
+def _gather(rows: Iterable[Row | Bad]) -> pa.Table:
+    """Every row of a source, judged: the columns of `_FOUND`, then the source's own."""
+    rows = iter(rows)
+    chunks: list[pa.Table] = []
+    while chunk := list(islice(rows, _CHUNK)):
+        table = pa.Table.from_pylist([_judge(row) for row in chunk], schema=_FOUND)
+        extras = [row.extra if isinstance(row, Row) else {} for row in chunk]
+        for name in dict.fromkeys(name for extra in extras for name in extra):
+            table = table.append_column(_EXTRA + name, _array([extra.get(name) for extra in extras]))
+        chunks.append(table)
+    names = sorted({name for chunk in chunks for name in chunk.column_names[len(_FOUND) :]})
+    found = pa.concat_tables([chunk.select(_FOUND.names) for chunk in chunks]) if chunks else _FOUND.empty_table()
+    for name in names:
+        parts = [chunk[name] if name in chunk.column_names else pa.nulls(chunk.num_rows) for chunk in chunks]
+        found = found.append_column(name, _unite(parts))
+    return found
+
+
+def _judge(row: Row | Bad) -> dict[str, Any]:
+    """A row as `_FOUND` has it, with its fault if that shows without looking at the picture."""
+    if isinstance(row, Bad):
+        caption, fault = row.caption, (row.stage, row.error)
+    else:
+        caption, fault = raw(row.caption), _fault(row)
+    image = _legible(row.image)
+    stage, error = fault if fault else (None, None)
+    return {
+        "uid": _legible(row.uid) if row.uid else derive_uid(image, caption),
+        "derived": not row.uid,
+        "image": image,
+        "caption": caption,
+        "stage": stage,
+        "error": error and " ".join(_legible(error).split()),
+    }
+
+
+def _fault(row: Row) -> tuple[Stage, str] | None:
+    texts: tuple[tuple[Stage, str, str], ...] = (
+        ("read", "image name", row.image),
+        ("read", "uid", row.uid or ""),
+        ("caption", "caption", row.caption),
+    )
+    for stage, what, text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            sign = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
+            return stage, f"{what} is not UTF-8: {sign} after {error.start} characters, {row.where}"
+    if not row.image:
+        return "read", f"no image: {row.where}"
+    if not row.caption.strip():
+        return "caption", f"empty caption: {row.where}"
+    return None
+
+
+def _legible(text: str) -> str:
+    """A text that a table can hold; the same text where it is sound."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _array(values: Sequence[Any]) -> pa.Array:
+    """An extra column in the type of its values (bool, int, float, str, ..., lists of them), else as JSON text."""
+    with suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):
+        array = pa.array(values)
+        inner = array.type.value_type if pa.types.is_list(array.type) else array.type
+        if not pa.types.is_nested(inner):
+            return array
+    return pa.array([_json(value) for value in values], pa.string())
+
+
+def _unite(parts: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
+    tables = [pa.table({"": part}) for part in parts]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").column(0)
+    except pa.ArrowException:  # no type holds the values of all chunks
+        return pa.chunked_array([_array([_json(value) for value in part.to_pylist()]) for part in parts], pa.string())
+
+
+def _json(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value and _legible(value)
+    return _legible(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+
+
+def _equal(values: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """The rows of each value that occurs several times."""
+    if len(values) < 2:
+        return
+    order = pc.sort_indices(values)
+    values = values.take(order)
+    same = pc.equal(values.slice(1), values.slice(0, len(values) - 1)).to_numpy()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]]).astype(np.int8)))
+    for start, stop in edges.reshape(-1, 2):
+        yield order.to_numpy()[start : stop + 1]
+
+
+def _in_order_of_content(rows: np.ndarray, found: pa.Table) -> list[int]:
+    """Rows in an order that does not depend on the source's: the good ones first, then by all they hold."""
+    content = found.take(rows).to_pylist()
+    keys = [(one["stage"] is not None, json.dumps(one, sort_keys=True, default=repr)) for one in content]
+    return [int(rows[at]) for at in sorted(range(len(rows)), key=keys.__getitem__)]
+
+
+def _number_repeats(found: pa.Table) -> pa.Table:
+    """Tell apart the pairs that a source lists several times without naming them."""
+    derived = np.flatnonzero(found["derived"].to_numpy())
+    uids: dict[int, str] = {}
+    for group in _equal(found["uid"].take(derived)):
+        for repeat, row in enumerate(_in_order_of_content(derived[group], found)):
+            uids[row] = derive_uid(found["image"][row].as_py(), found["caption"][row].as_py(), repeat)
+    return _replace(found, "uid", uids)
+
+
+def _refuse_second_uids(found: pa.Table) -> pa.Table:
+    """Quarantine all but one of the good pairs that share a uid."""
+    good = np.flatnonzero(pc.is_null(found["stage"]).to_numpy())
+    errors: dict[int, str] = {}
+    for group in _equal(found["uid"].take(good)):
+        first, *others = _in_order_of_content(good[group], found)
+        errors.update(dict.fromkeys(others, f"repeated uid: it stands for a pair of {found['image'][first]} already"))
+    return _replace(_replace(found, "stage", dict.fromkeys(errors, "read")), "error", errors)
+
+
+def _replace(found: pa.Table, name: str, values: Mapping[int, str]) -> pa.Table:
+    if not values:
+        return found
+    rows = np.array(sorted(values))
+    mask = np.zeros(found.num_rows, dtype=bool)
+    mask[rows] = True
+    new = pa.array([values[row] for row in rows.tolist()], pa.large_string())
+    column = pc.replace_with_mask(found[name].combine_chunks(), pa.array(mask), new)
+    return found.set_column(found.column_names.index(name), name, column)
+
+
+def _fail(found: pa.Table, stage: Stage, errors: pa.ChunkedArray) -> pa.Table:
+    """Mark the rows that have an error and were good so far."""
+    failed = pc.and_(pc.is_null(found["stage"]), pc.is_valid(errors))
+    for name, new in (("stage", pa.scalar(stage, pa.large_string())), ("error", errors)):
+        found = found.set_column(found.column_names.index(name), name, pc.if_else(failed, new, found[name]))
+    return found
+
+
+def _reasons(quarantine: pa.Table, most: int = 8) -> list[str]:
+    """A line for each of the most common reasons, with an example."""
+    kind = pc.replace_substring_regex(quarantine["error"], ":.*", "")
+    numbered = quarantine.append_column("kind", kind).append_column("row", pa.array(np.arange(len(kind))))
+    groups = numbered.group_by(["stage", "kind"]).aggregate([([], "count_all"), ("row", "min")])
+    groups = groups.sort_by([("count_all", "descending"), ("stage", "ascending"), ("kind", "ascending")])
+    lines = []
+    for group in groups.slice(0, most).to_pylist():
+        row = group["row_min"]
+        detail = quarantine["error"][row].as_py().removeprefix(group["kind"])
+        example = f"uid {quarantine['uid'][row]}, image {quarantine['image'][row]}{detail}"
+        lines.append(f"{group['count_all']:>8} x {group['stage']}: {group['kind']}, e.g. {example}")
+    rest = groups.num_rows - most
+    return [*lines, f"         and {rest} more kinds"] if rest > 0 else lines
+
+
+def _complaint(
+    reader: Reader, quarantine: pa.Table, read: int, max_bad_fraction: float, quarantine_to: str | Path | None
+) -> str:
+    bad = quarantine.num_rows
+    limit = f"more than max_bad_fraction={max_bad_fraction:g} allows" if bad < read else "nothing is left"
+    lines = [f"{bad} of {read} pairs of {reader.name} at {reader.root} cannot be read, {bad / read:.2%}: {limit}"]
+    lines += _reasons(quarantine)
+    if quarantine_to is not None:
+        lines.append(f"All of them are listed in {Path(quarantine_to) / 'quarantine.parquet'}")
+    if bad < read:
+        enough = math.ceil(1000 * bad / read) / 1000
+        lines.append(f"Mend the source, or go on without these pairs by max_bad_fraction={enough:g}")
+    return "\n".join(lines)

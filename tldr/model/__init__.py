@@ -1,0 +1,1 @@
+"""LightningModules: the captioner and VQ-VLM, BLIP, CLIP (floor 3)."""

@@ -1,0 +1,152 @@
+"""The captioner, and with a codebook the VQ-VLM of TL;DR (Wang et al., ICCV 2023, section 3.1, arXiv 2305.20087).
+
+Image tokens (quantised or not) are read by a text decoder through cross-attention, which learns to write the caption. For a
+share of the rows the picture is replaced by a learned *null image*: the same decoder then also knows how likely a caption is
+by itself, and
+
+    alignment(x, y) = log p(y | x) - log p(y | null)        the pointwise mutual information of picture and caption, in nats
+
+tells captions that fit from captions that are merely well-formed.
+
+Shapes: B pairs, L image tokens, T text tokens, D width, K codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tldr.data.keywords import keywords
+from tldr.data.loading import Batch
+from tldr.data.tokenizer import Tokenizer
+from tldr.model.base import Model
+from tldr.nn.generate import generate
+from tldr.nn.losses import token_nll
+from tldr.nn.quantizer import Quantizer
+from tldr.nn.text import TextTransformer
+from tldr.nn.vision import ImageEncoder
+
+LOG_EVERY = 50
+LENGTH_GROUPS = 4
+
+
+class Captioner(Model):
+    """``image``, ``text`` and ``quantizer`` are the arguments of `ImageEncoder`, `TextTransformer` and `Quantizer`
+    (None: no codebook); ``tokenizer`` is a `Tokenizer` as JSON; ``null_share`` of the rows learn without their picture."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str,
+        image: Mapping[str, Any],
+        text: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        quantizer: Mapping[str, Any] | None = None,
+        null_share: float = 0.15,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(optimizer=optimizer)
+        self.save_hyperparameters()
+        self.tokenizer = Tokenizer(tokenizer)
+        self.image_encoder = ImageEncoder(**image)
+        width = self.image_encoder.width
+        self.image_size = self.image_encoder.image_size
+        self.decoder = TextTransformer(len(self.tokenizer), image_width=width, **text)
+        self.quantizer = Quantizer(width, **quantizer) if quantizer is not None else None
+        self.keywords: list[str] = []
+        self.null = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.null_share, self.label_smoothing = null_share, label_smoothing
+
+    def prepare(self, captions: Sequence[str]) -> None:
+        """Find the keywords that the codebook begins from."""
+        if self.quantizer is not None and self.quantizer.init == "keywords":
+            self.keywords = keywords(captions, self.quantizer.codebook_size)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(B, 3, H, W) -> the tokens (B, L, D) that the decoder reads, their codes (B, L) or None, commitment loss."""
+        tokens = self.image_encoder.patches(self.image_encoder(images))
+        if self.quantizer is None:
+            return tokens, None, tokens.new_zeros(())
+        if self.training and self.quantizer.observe(tokens, self.global_step):
+            self.quantizer.initialise(self._keyword_embeddings() if self.quantizer.init == "keywords" else None)
+        return self.quantizer(tokens)
+
+    def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return self.tokenizer(
+            captions, max_length=self.decoder.max_length, start=self.tokenizer.dec, device=self.device
+        )
+
+    def _nll(self, tokens: Tensor, mask: Tensor, image: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+        """(B,) negative log-likelihood of each text (B, T) given the image tokens (B, L, D), summed over its tokens.
+
+        Texts of like length are decoded together: most captions are far shorter than the longest.
+        """
+        lengths = mask.sum(1)
+        order = lengths.argsort()
+        found = []
+        for rows in order.chunk(LENGTH_GROUPS):
+            longest = int(lengths[rows[-1]])
+            text, real = tokens[rows, :longest], mask[rows, 1:longest]
+            logits = self.decoder.logits(self.decoder(text[:, :-1], image=image[rows], causal=True))
+            found.append(token_nll(logits, text[:, 1:], real, label_smoothing=label_smoothing))
+        return torch.cat(found)[order.argsort()]
+
+    def _keyword_embeddings(self) -> Tensor:
+        """(M, D) the mean word embedding of every keyword, projected to the image tokens' width where that differs."""
+        limit = 8  # tokens of a keyword
+        tokens, mask = self.tokenizer(self.keywords, max_length=limit, device=self.device)
+        mask = mask & (tokens != self.tokenizer.cls) & (tokens != self.tokenizer.sep)
+        words = self.decoder.words(tokens) * mask[..., None]
+        words = words.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+        if words.shape[1] == self.null.shape[-1]:
+            return words
+        generator = torch.Generator().manual_seed(0)
+        projection = torch.randn(words.shape[1], self.null.shape[-1], generator=generator)
+        return words @ projection.to(words) / words.shape[1] ** 0.5
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """LM loss (``null_share`` of the rows without picture) and the codebook's commitment loss."""
+        image, codes, commitment = self.encode(batch["images"])
+        tokens, mask = self._tokenize(batch["captions"])
+        blind = torch.rand(len(image), 1, 1, device=image.device) < self.null_share
+        seen = torch.where(blind, self.null.to(image.dtype), image)
+        words = mask[:, 1:].sum()
+        losses = {"lm": self._nll(tokens, mask, seen, label_smoothing=self.label_smoothing).sum() / words}
+        if self.quantizer is not None:
+            losses["commitment"] = commitment
+        if self.global_step % LOG_EVERY == 0:
+            self._log_grounding(image, codes, tokens, mask)
+        return losses
+
+    @torch.no_grad()
+    def _log_grounding(self, image: Tensor, codes: Tensor | None, tokens: Tensor, mask: Tensor) -> None:
+        """Does the decoder look? The LM loss with the right pictures, with the neighbours', and without any."""
+        views = {"lm_image": image, "lm_shuffled": image.roll(1, 0), "lm_null": self.null.expand_as(image)}
+        for name, view in views.items():
+            self.log(f"train/{name}", self._nll(tokens, mask, view).sum() / mask[:, 1:].sum())
+        if self.quantizer is not None and codes is not None and self.quantizer.active:
+            self.log_dict({f"codebook/{name}": value for name, value in self.quantizer.usage(codes).items()})
+
+    @torch.inference_mode()
+    def signals(self, batch: Batch) -> dict[str, Tensor]:
+        """What this model says of each pair: ``codes`` (B, L) where there is a codebook, ``embedding`` (B, D) the mean
+        token, ``alignment`` (B,) in nats, and ``tokens`` (B,) the caption's length."""
+        image, codes, _ = self.encode(batch["images"])
+        tokens, mask = self._tokenize(batch["captions"])
+        gain = self._nll(tokens, mask, self.null.expand_as(image)) - self._nll(tokens, mask, image)
+        found = {"embedding": image.mean(1), "alignment": gain, "tokens": mask[:, 1:].sum(1)}
+        return found if codes is None else {"codes": codes, **found}
+
+    def constants(self) -> dict[str, Tensor]:
+        """The codebook (K, D), where there is one."""
+        return {} if self.quantizer is None else {"codebook": self.quantizer.codebook}
+
+    @torch.inference_mode()
+    def generate(self, images: Tensor, **options: Any) -> list[str]:
+        """A caption for each of (B, 3, H, W) images; ``options`` are those of `tldr.nn.generate.generate`."""
+        image, _, _ = self.encode(images)
+        prompt = torch.tensor([self.tokenizer.dec], device=image.device)
+        return self.tokenizer.decode(generate(self.decoder, image, prompt, end=self.tokenizer.end, **options))

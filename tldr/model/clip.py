@@ -1,0 +1,73 @@
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): two encoders, one contrastive loss with a learned temperature.
+
+Shapes: B pairs of this process, D width, E embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tldr.data.loading import Batch
+from tldr.data.tokenizer import Tokenizer
+from tldr.model.base import Model
+from tldr.nn.losses import info_nce
+from tldr.nn.text import TextTransformer
+from tldr.nn.vision import ImageEncoder
+
+
+class Clip(Model):
+    """Dual encoder. ``image`` and ``text`` are the arguments of `ImageEncoder` and `TextTransformer`;
+    ``tokenizer`` is a `Tokenizer` as JSON."""
+
+    def __init__(
+        self,
+        *,
+        tokenizer: str,
+        image: Mapping[str, Any],
+        text: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        embed_dim: int = 256,
+        temperature: float = 0.07,
+    ) -> None:
+        super().__init__(optimizer=optimizer)
+        self.save_hyperparameters()
+        self.tokenizer = Tokenizer(tokenizer)
+        self.image_encoder = ImageEncoder(**image)
+        self.text_encoder = TextTransformer(len(self.tokenizer), **text)
+        self.image_size = self.image_encoder.image_size
+        self.image_projection = nn.Linear(self.image_encoder.width, embed_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_encoder.width, embed_dim, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, E) unit vectors."""
+        encoder = self.image_encoder
+        return F.normalize(self.image_projection(encoder.pool(encoder(images))), dim=-1)
+
+    def embed_texts(self, captions: Sequence[str]) -> Tensor:
+        """B captions -> (B, E) unit vectors: the mean over the tokens."""
+        tokens, mask = self.tokenizer(captions, max_length=self.text_encoder.max_length, device=self.device)
+        hidden = self.text_encoder(tokens, mask) * mask[..., None]
+        return F.normalize(self.text_projection(hidden.sum(1) / mask.sum(1, keepdim=True)), dim=-1)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """InfoNCE over the pairs of all processes, gathered with gradient."""
+        image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
+        all_image, all_text = image, text
+        if self.trainer.world_size > 1:
+            all_image = self.all_gather(image, sync_grads=True).flatten(0, 1)  # pyright: ignore
+            all_text = self.all_gather(text, sync_grads=True).flatten(0, 1)  # pyright: ignore
+        scale = self.log_scale.clamp(max=math.log(100)).exp()  # CLIP clips the scale at 100
+        return {"itc": info_nce(image, text, scale, all_image, all_text, self.global_rank)}
+
+    @torch.inference_mode()
+    def signals(self, batch: Batch) -> dict[str, Tensor]:
+        """``embedding`` (B, E) of the picture, ``alignment`` (B,) the cosine of picture and caption (the CLIP score)."""
+        image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
+        return {"embedding": image, "alignment": (image * text).sum(1)}

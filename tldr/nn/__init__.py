@@ -1,0 +1,1 @@
+"""Networks and losses, torch only (floor 1)."""

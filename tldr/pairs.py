@@ -1,0 +1,204 @@
+"""Pairs: image-text pairs as a frozen, memory-mapped Arrow table. A pool and a subset of it are the same type.
+
+A pool is canonical: its rows are sorted by ``uid``, and a hash over their content names it. Only against that hash may
+a row number stand for a pair. ``image`` is a locator, a string relative to ``root`` (`tldr.data.images` opens it):
+
+    img/a.jpg                       a file
+    shard.tar#bytes=512+1834        a range of bytes: offset + size
+    part.parquet#row=17             a row of a parquet file, column ``image`` (another one: ``#row=17,column=jpg``)
+    https://host/a.jpg              a URL that fsspec opens
+
+Columns whose name begins with ``truth_`` hold what is known about planted diseases: reports may read them, selectors
+never see them (`Pairs.without_truth`).
+
+Shapes: N pairs of the pool, n of the subset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tldr.atomic import atomic_path
+
+REQUIRED = ("uid", "image", "caption")
+DIGEST = "image_digest"  # of the picture's bytes: two pools with the same names and other pixels are two pools
+TRUTH = "truth_"
+_METADATA_KEY = b"tldr"
+_HASH_ROWS = 65_536
+
+
+def derive_uid(image: str, caption: str | bytes, repeat: int = 0) -> str:
+    """The uid of a pair whose source gives none: 128 bits in hex (as DataComp's) of locator, caption and, for a pair
+    that the source lists several times, the number of equal ones before it."""
+    text = caption if isinstance(caption, bytes) else caption.encode()
+    parts = (image.encode("utf-8", "surrogateescape"), text, str(repeat).encode())
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A canonical set of image-text pairs.
+
+    Build one with `Pairs.build` (sorts, checks) or `Pairs.open`; the constructor trusts its table to be canonical.
+    ``root`` is the folder (or URL) that locators are relative to; ``provenance`` says where the pairs come from.
+    """
+
+    table: pa.Table
+    root: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls, columns: Mapping[str, Any] | pa.Table, *, root: str | Path, provenance: Mapping[str, Any] | None = None
+    ) -> Pairs:
+        """Canonicalise: require ``uid``, ``image`` and ``caption``, sort by uid.
+
+        Raises ValueError naming the missing column, or a uid that stands for two pairs.
+        """
+        table = pa.table(dict(columns)) if isinstance(columns, Mapping) else columns
+        missing = [name for name in REQUIRED if name not in table.column_names]
+        if missing:
+            raise ValueError(f"pairs need the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
+        for name in (*REQUIRED, DIGEST):
+            if name in table.column_names:  # 64-bit offsets: the captions of 40M pairs pass 2 GiB
+                at = table.column_names.index(name)
+                table = table.set_column(at, name, table[name].cast(pa.large_string()))
+        for name in REQUIRED:
+            if table[name].null_count:
+                row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
+                raise ValueError(f"row {row} has no {name}; a pair that cannot be read belongs in the quarantine")
+        uid = table["uid"]
+        order = pc.sort_indices(uid)
+        table = table.take(order).combine_chunks()
+        uid = table["uid"]
+        if len(uid) > 1:
+            equal = pc.equal(uid.slice(1), uid.slice(0, len(uid) - 1)).to_numpy()
+            if equal.any():
+                raise ValueError(f"uid {uid[int(np.flatnonzero(equal)[0])].as_py()!r} stands for more than one pair")
+        return cls(table, str(root), dict(provenance or {}))
+
+    @classmethod
+    def open(cls, path: str | Path) -> Pairs:
+        """Memory-map what `write` left: a ``pairs.arrow`` file, or a folder that holds one."""
+        file = Path(path)
+        if file.is_dir():
+            file = file / "pairs.arrow"
+        if not file.is_file():
+            raise ValueError(f"no pairs at {file}; `python select.py ... out={file.parent}` writes them")
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{file} is not an Arrow file of pairs: {error}") from error
+        stored = (table.schema.metadata or {}).get(_METADATA_KEY)
+        if stored is None:
+            raise ValueError(f"{file} was not written by tldr: it has no provenance; read it with data=parquet")
+        meta = json.loads(stored)
+        pairs = cls(table.replace_schema_metadata(None), meta["root"], meta["provenance"])
+        pairs.__dict__["hash"] = meta["hash"]
+        return pairs
+
+    def write(self, path: str | Path) -> Path:
+        """Write ``pairs.arrow`` (into ``path`` if that is a folder), whole or not at all. Equal pairs, equal bytes."""
+        file = Path(path)
+        if file.suffix != ".arrow":
+            file = file / "pairs.arrow"
+        meta = {"root": self.root, "hash": self.hash, "provenance": dict(self.provenance)}
+        table = self.table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True).encode()})
+        with atomic_path(file) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                for start in range(0, len(table), _HASH_ROWS):  # copied: the bytes must not show how Arrow had cut them
+                    part = table.slice(start, _HASH_ROWS)
+                    writer.write_table(part.take(pa.array(np.arange(len(part)))).combine_chunks())
+        return file
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash over uid, image, caption and, where known, the pictures' bytes (16 hex digits)."""
+        digest = hashlib.blake2b(digest_size=8)
+        names = [name for name in (*REQUIRED, DIGEST) if name in self.table.column_names]
+        for name in names:
+            digest.update(name.encode())
+            column = self.table[name].fill_null("") if self.table[name].null_count else self.table[name]
+            for start in range(0, len(column), _HASH_ROWS):  # fixed steps: the hash must not depend on Arrow's chunks
+                part = column.slice(start, _HASH_ROWS)
+                digest.update(pc.binary_length(part.cast(pa.large_binary())).to_numpy().astype("<i8").tobytes())
+                digest.update("".join(part.to_pylist()).encode())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def uids(self) -> pa.ChunkedArray:
+        """(N,) sorted, each once."""
+        return self.table["uid"]
+
+    @property
+    def images(self) -> pa.ChunkedArray:
+        """(N,) locators, relative to ``root``."""
+        return self.table["image"]
+
+    @property
+    def captions(self) -> pa.ChunkedArray:
+        """(N,) as found, or as a refiner left them."""
+        return self.table["caption"]
+
+    def column(self, name: str) -> np.ndarray:
+        """(N,) values of an extra column. Raises ValueError naming the columns there are."""
+        if name not in self.table.column_names:
+            raise ValueError(f"these pairs have no column {name!r}; they have {', '.join(self.table.column_names)}")
+        return self.table[name].to_numpy()
+
+    def rows_of(self, uids: Sequence[str]) -> np.ndarray:
+        """(len(uids),) the row of each uid. Raises ValueError naming a uid that is not here."""
+        found = pc.index_in(pa.array(uids, pa.large_string()), self.uids)
+        if found.null_count:
+            stranger = uids[int(np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))[0])]
+            raise ValueError(f"uid {stranger!r} is not in these {len(self)} pairs")
+        return found.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def take(self, rows: np.ndarray, *, provenance: Mapping[str, Any] | None = None) -> Pairs:
+        """The pairs at ``rows``, whatever their order, as canonical pairs; remembers this pool as the parent."""
+        if np.asarray(rows).dtype == bool:
+            raise ValueError("take wants row numbers, not a mask: np.flatnonzero(mask)")
+        rows = np.unique(np.asarray(rows, dtype=np.int64))
+        if len(rows) and (rows[0] < 0 or rows[-1] >= len(self)):
+            raise ValueError(f"rows {rows[0]} to {rows[-1]} asked of {len(self)} pairs")
+        given = dict(self.provenance if provenance is None else provenance)
+        return Pairs(self.table.take(pa.array(rows)), self.root, {**given, "parent": self.hash})
+
+    def with_column(self, name: str, values: Any) -> Pairs:
+        """These pairs with a column added or replaced; ``uid`` and ``image`` stay what they are."""
+        if name in ("uid", "image"):
+            raise ValueError(f"{name} is a pair's identity and cannot be replaced")
+        array = pa.array(values) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
+        array = array.cast(pa.large_string()) if name in ("caption", DIGEST) else array
+        names = self.table.column_names
+        if name in names:
+            return replace(self, table=self.table.set_column(names.index(name), name, array))
+        return replace(self, table=self.table.append_column(name, array))
+
+    def without_truth(self) -> Pairs:
+        """These pairs as a selector may see them: without the ground-truth columns."""
+        drop = [name for name in self.table.column_names if name.startswith(TRUTH)]
+        pairs = replace(self, table=self.table.drop_columns(drop))
+        pairs.__dict__["hash"] = self.hash  # the hash does not cover them
+        return pairs
+
+    def batches(self, size: int) -> Iterator[Pairs]:
+        """Consecutive slices of at most ``size`` pairs, without copying."""
+        for start in range(0, len(self), size):
+            yield replace(self, table=self.table.slice(start, size))

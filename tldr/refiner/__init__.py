@@ -1,0 +1,1 @@
+"""What happens to the captions of the kept pairs (floor 3)."""

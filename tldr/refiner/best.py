@@ -1,0 +1,25 @@
+"""Of the original and the generated caption, the one that fits the picture better.
+
+A captioner prefers its own words, also to good originals: ``margin`` (nats, for alignments of a captioner) is what the
+generated caption must be ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tldr.pairs import Pairs
+from tldr.refiner.base import Refiner, Writer
+
+
+class Best(Refiner):
+    """The generated caption where its alignment exceeds the original's by more than ``margin``."""
+
+    def __init__(self, *, margin: float = 2.0) -> None:
+        self.margin = margin
+
+    def refine(self, subset: Pairs, generated: Sequence[str], writer: Writer) -> list[str]:
+        """One of the two captions for each pair."""
+        gain = writer.align(subset.with_column("caption", list(generated))) - writer.align(subset)
+        captions = zip(subset.captions.to_pylist(), generated, gain, strict=True)
+        return [new if ahead > self.margin else old for old, new, ahead in captions]

@@ -1,0 +1,1 @@
+"""Which pairs to keep: one method, one file (floor 3)."""

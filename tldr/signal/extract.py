@@ -1,0 +1,93 @@
+"""Ask a model about every pair of a pool, part by part, and store what it says (`tldr.signal.store`).
+
+A killed run loses the part it was at, no more; run again it leaves the same bytes as an undisturbed one, because a part's rows,
+batches and transform (evaluation: no crop, no flip) depend on nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+from tqdm import tqdm
+
+from tldr.data.loading import Batch, PairsDataset, ordered_loader
+from tldr.pairs import Pairs
+from tldr.signal.store import PART_ROWS, Signals
+
+# How signals are stored; what a model gives beyond these keeps its own type.
+DTYPES: Mapping[str, Any] = {"codes": np.uint16, "embedding": np.float16, "alignment": np.float32, "tokens": np.uint16}
+
+
+class Scorer(Protocol):
+    """A model that has something to say about pairs."""
+
+    image_size: int
+
+    @property
+    def device(self) -> Any:
+        """Where it computes."""
+        ...
+
+    def signals(self, batch: Batch) -> dict[str, Tensor]:
+        """(B, ...) values by name."""
+        ...
+
+    def constants(self) -> dict[str, Tensor]:
+        """Arrays that belong to the model, such as its codebook."""
+        ...
+
+
+def extract(
+    pool: Pairs,
+    model: Scorer,
+    *,
+    folder: str | Path,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    parts: Sequence[int] | None = None,
+    progress: bool = True,
+) -> Signals:
+    """Compute what is missing of ``model``'s signals for ``pool`` in ``folder``; return them.
+
+    ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``.
+    """
+    signals = Signals(folder, len(pool))
+    todo = [number for number in signals.missing() if parts is None or number in parts]
+    if not todo:
+        return signals
+    for name, value in model.constants().items():
+        signals.write_constant(name, value.detach().float().cpu().numpy())
+    dataset = PairsDataset(pool, image_size=model.image_size, tolerant=True)
+    total = sum(min(PART_ROWS, len(pool) - number * PART_ROWS) for number in todo)
+    with tqdm(total=total, desc="extracting signals", unit="pair", disable=not progress) as bar:
+        for number in todo:
+            rows = range(number * PART_ROWS, min((number + 1) * PART_ROWS, len(pool)))
+            loader = ordered_loader(Subset(dataset, rows), batch_size=batch_size, num_workers=num_workers)
+            found: dict[str, list[np.ndarray]] = {}
+            errors: dict[int, str] = {}
+            for batch in loader:
+                errors.update(zip(batch["rows"].tolist(), batch["errors"], strict=True))
+                batch["images"] = batch["images"].to(model.device)
+                for name, value in model.signals(batch).items():
+                    found.setdefault(name, []).append(value.float().cpu().numpy().astype(DTYPES.get(name, np.float32)))
+                bar.update(len(batch["captions"]))
+            arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
+            signals.write_part(number, arrays, {row: why for row, why in errors.items() if why})
+    return signals
+
+
+@torch.no_grad()
+def fingerprint(model: torch.nn.Module) -> str:
+    """16 hex digits that name a model by its class, weights and buffers: two equal ones share their signals."""
+    digest = hashlib.blake2b(type(model).__qualname__.encode(), digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

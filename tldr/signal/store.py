@@ -1,0 +1,129 @@
+"""Signals on disk: what a model says about every pair of a pool, computed once per (pool, model), read lazily.
+
+A part is a fixed range of rows and one folder, renamed into place when it is whole:
+
+    signals/<pool hash>/<model hash>/part-00000/{codes,embedding,alignment,...}.npy
+                                               /errors.json        the rows whose picture could not be decoded
+                                     codebook.npy, ...             constants of the model
+So a part is there or not there; what is there is never computed again; parts may be made by any number of processes.
+
+Shapes: N pairs, R rows of a part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tldr.atomic import atomic_path
+
+PART_ROWS = 4096
+
+
+class Signal:
+    """One signal of N rows: ``shape``, ``dtype``, and its values part by part or whole."""
+
+    def __init__(self, name: str, files: list[Path], rows: np.ndarray | None, count: int) -> None:
+        self.name, self._files, self._rows = name, files, rows
+        first = np.load(files[0], mmap_mode="r")
+        self.dtype = first.dtype
+        self.shape = (count, *first.shape[1:])
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Consecutive slices, one a part, memory-mapped where all of its rows are wanted."""
+        for number, file in enumerate(self._files):
+            part = np.load(file, mmap_mode="r")
+            if self._rows is not None:
+                start = number * PART_ROWS
+                low, high = np.searchsorted(self._rows, (start, start + PART_ROWS))
+                part = part[self._rows[low:high] - start]
+            yield part
+
+    def read(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """(N, ...) all values, or those at sorted ``rows``."""
+        if rows is None:
+            return np.concatenate(list(self.chunks()))
+        ends = np.cumsum([0] + [len(chunk) for chunk in self.chunks()])
+        cuts = np.searchsorted(rows, ends)
+        pieces = [
+            chunk[rows[low:high] - start]
+            for chunk, start, low, high in zip(self.chunks(), ends, cuts, cuts[1:], strict=False)
+            if high > low
+        ]
+        return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)
+
+
+class Signals(Mapping[str, Signal]):
+    """The signals of a pool of ``count`` pairs by one model, in ``folder``; ``rows`` narrows them to part of the pool."""
+
+    def __init__(self, folder: str | Path, count: int, rows: np.ndarray | None = None) -> None:
+        self.folder, self.count, self.rows = Path(folder), count, rows
+
+    @property
+    def parts(self) -> int:
+        """How many parts N rows make."""
+        return -(-self.count // PART_ROWS)
+
+    def part(self, number: int) -> Path:
+        """The folder of a part."""
+        return self.folder / f"part-{number:05d}"
+
+    def missing(self) -> list[int]:
+        """The parts that have not been computed."""
+        return [number for number in range(self.parts) if not self.part(number).is_dir()]
+
+    def __getitem__(self, name: str) -> Signal:
+        files = [self.part(number) / f"{name}.npy" for number in range(self.parts)]
+        if not files or not files[0].is_file():
+            raise ValueError(f"no signal {name!r} in {self.folder}; there are {', '.join(self) or 'none'}")
+        return Signal(name, files, self.rows, len(self.rows) if self.rows is not None else self.count)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(file.stem for file in self.part(0).glob("*.npy")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def constant(self, name: str) -> np.ndarray:
+        """An array that belongs to the model, not to a pair: ``codebook`` (K, D)."""
+        file = self.folder / f"{name}.npy"
+        if not file.is_file():
+            raise ValueError(f"the model behind {self.folder} has no {name}; a VQ-VLM has (model=vqvlm)")
+        return np.load(file)
+
+    def at(self, rows: np.ndarray) -> Signals:
+        """These signals for the sorted ``rows`` of the pool alone."""
+        return Signals(self.folder, self.count, rows if self.rows is None else self.rows[rows])
+
+    def errors(self) -> dict[int, str]:
+        """Pool row -> why its picture could not be decoded; such a row's signals mean nothing."""
+        found: dict[int, str] = {}
+        for number in range(self.parts):
+            found.update({int(row): why for row, why in json.loads((self.part(number) / "errors.json").read_text()).items()})
+        return found
+
+    def write_part(self, number: int, arrays: Mapping[str, np.ndarray], errors: Mapping[int, str]) -> None:
+        """Put a part in place, whole or not at all."""
+        target = self.part(number)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        (temporary / "errors.json").write_text(json.dumps({str(row): why for row, why in sorted(errors.items())}))
+        try:
+            temporary.rename(target)
+        except OSError:  # another process finished the same part first: the same bytes
+            if not target.is_dir():
+                raise
+            shutil.rmtree(temporary)
+
+    def write_constant(self, name: str, array: np.ndarray) -> None:
+        """Store an array that belongs to the model."""
+        with atomic_path(self.folder / f"{name}.npy") as temporary, temporary.open("wb") as sink:
+            np.save(sink, array)

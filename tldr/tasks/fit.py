@@ -1,0 +1,70 @@
+"""Train a model on pairs: what `train.py` does, and what `select.py` does when it needs a scorer that nobody has trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from tldr.atomic import atomic_path
+from tldr.data.loading import PairsData
+from tldr.data.tokenizer import Tokenizer
+from tldr.model.base import Model
+from tldr.pairs import Pairs
+
+CACHED_PICTURES = 1 << 30  # bytes of decoded pictures that are kept in memory rather than decoded again every epoch
+
+# Lightning's notes on which accelerators this machine lacks are not news to who started the run.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+
+
+def fit(
+    pairs: Pairs,
+    *,
+    model: Callable[..., Model],
+    trainer: Callable[..., L.Trainer],
+    folder: Path,
+    max_steps: int,
+    batch_size: int,
+    seed: int,
+    augment: str = "none",
+    num_workers: int = 0,
+    tokenizer: str | None = None,
+    vocab_size: int = 8192,
+    logger: Logger | None = None,
+    callbacks: Sequence[L.Callback] = (),
+) -> tuple[Model, Path]:
+    """Train for ``max_steps`` optimiser steps, whatever the number of pairs; write ``folder/model.ckpt``.
+
+    ``model`` builds the module from a tokenizer, ``trainer`` the Trainer from steps, logger and callbacks. ``tokenizer`` names
+    a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
+    """
+    L.seed_everything(seed, workers=True, verbose=False)
+    captions = pairs.captions.to_pylist()
+    tokens = Tokenizer.pretrained(tokenizer) if tokenizer else Tokenizer.learn(captions, vocab_size=vocab_size)
+    module = model(tokenizer=tokens.json)
+    module.prepare(captions)
+    size = module.image_size
+    data = PairsData(
+        pairs,
+        image_size=size,
+        batch_size=batch_size,
+        augment=augment,
+        cache=augment == "none" and num_workers == 0 and len(pairs) * 3 * size * size <= CACHED_PICTURES,
+        num_workers=num_workers,
+        seed=seed,
+    )
+    run = trainer(
+        max_steps=max_steps,
+        logger=logger or False,
+        callbacks=list(callbacks),
+        log_every_n_steps=max(1, min(10, len(pairs) // batch_size)),
+    )
+    run.fit(module, data)
+    file = folder / "model.ckpt"
+    with atomic_path(file) as temporary:
+        run.save_checkpoint(temporary, weights_only=True)
+    return module.eval(), file

@@ -1,0 +1,180 @@
+"""Reduce a pool: read, score, select, refine, write. The story of `select.py`, top to bottom."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lightning.pytorch.loggers import Logger
+
+import tldr
+from tldr.atomic import atomic_path, write_json
+from tldr.data.base import Reader
+from tldr.data.export import export
+from tldr.data.pool import Pool, Verify, read_pool
+from tldr.ledger import Ledger
+from tldr.model.base import Model
+from tldr.pairs import Pairs
+from tldr.refiner.base import Refiner
+from tldr.report.selection import write_report
+from tldr.report.tracking import log_pairs_artifact, log_selection
+from tldr.selector.base import Selection, Selector, keep_count
+from tldr.signal.store import Signals
+from tldr.tasks.scorer import CaptionWriter, find_scorer, pick_device, score
+
+
+def run(
+    *,
+    data: Reader,
+    selector: Selector,
+    refiner: Refiner,
+    model: partial[Model],
+    trainer: Callable[..., L.Trainer],
+    logger: Callable[..., Logger],
+    names: Mapping[str, str],
+    compression: float,
+    seed: int,
+    out: str | Path,
+    cache: str | Path,
+    root: str | Path = "outputs",
+    checkpoint: str | None = None,
+    training: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: str = "auto",
+    verify: Verify = "decode",
+    max_bad_fraction: float = 0.1,
+    exports: Sequence[str] = ("annotations",),
+    report: bool = True,
+    config: Mapping[str, Any] | None = None,
+) -> Pairs:
+    """Write a reduced data set into ``out``; return it.
+
+    ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner needs one.
+    ``names`` says what the parts are called in the configuration: data, selector, refiner.
+    """
+    folder, cache, ledger = Path(out), Path(cache), Ledger()
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = logger(name=f"{names['selector']}-c{compression}-s{seed}", job_type="select", save_dir=folder)
+    tracker.log_hyperparams(dict(config or {}))
+
+    with ledger.stage("read") as stage:
+        found = read_pool(
+            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, quarantine_to=folder
+        )
+        stage.images, stage.cached = found.decoded, found.decoded == 0
+    print(found.summary())
+    pool = Pairs.open(found.pairs.write(cache / "pools" / found.pairs.hash))  # memory-mapped from here on
+    keep_count(len(pool), compression)  # an impossible one should not cost a scorer's training first
+
+    signals, scorer, provenance = None, None, {}
+    if selector.needs or refiner.writes:
+        scorer, file = find_scorer(
+            pool, checkpoint=checkpoint, model=model, trainer=trainer, training=training, seed=seed, cache=cache,
+            ledger=ledger, logger=tracker,
+        )  # fmt: skip
+        scorer.to(pick_device(device))
+        provenance["scorer"] = str(file)
+    if scorer is not None and selector.needs:
+        signals = score(pool, scorer, cache=cache, ledger=ledger, batch_size=batch_size, num_workers=num_workers)
+        pool, signals, found = _without_undecodable(pool, signals, found, folder, max_bad_fraction)
+        missing = [name for name in selector.needs if name not in signals]
+        if missing:
+            raise ValueError(
+                f"selector={names['selector']} needs {', '.join(missing)}, which {type(scorer).__name__} does not give "
+                f"(it gives {', '.join(signals)}); give a VQ-VLM's checkpoint=..., or another selector.feature"
+            )
+
+    with ledger.stage("select"):
+        keep = keep_count(len(pool), compression)
+        selection = selector(pool, signals, keep=keep, seed=seed)
+    provenance |= {
+        "pool": pool.hash, "names": dict(names), "compression": compression, "seed": seed, "version": tldr.__version__,
+    }  # fmt: skip
+    subset = pool.take(selection.rows, provenance=provenance)
+    if refiner.writes and scorer is not None:
+        with ledger.stage("refine") as stage:
+            writer = CaptionWriter(
+                scorer, batch_size=batch_size, num_workers=num_workers, seed=seed, generation=generation
+            )
+            subset, stage.images = refiner(subset, writer), len(subset)
+
+    decisions = selection.decisions(pool)
+    written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": dict(config or {})}, exports)
+    facts = {"read": found.read, "quarantined": found.quarantine.num_rows, "pool": len(pool), "kept": len(subset),
+             "compression": compression, "seconds": round(ledger.seconds, 1)}  # fmt: skip
+    if report:
+        with ledger.stage("report"):
+            title = f"{names['data']} reduced by {names['selector']}"
+            written.append(write_report(folder, pool, decisions, title=title, facts=facts, refined=subset))
+    written.append(ledger.write(folder))
+    _log(tracker, pool, subset, selection, decisions, facts, folder, names)
+
+    print(f"kept {len(subset)} of {len(pool)} pairs (compression={compression}) with selector={names['selector']}")
+    print(f"wrote {folder}/: {', '.join(path.name for path in written)}")
+    print(f"next: python train.py model=blip pairs={folder}")
+    return subset
+
+
+def _without_undecodable(
+    pool: Pairs, signals: Signals, found: Pool, folder: Path, max_bad_fraction: float
+) -> tuple[Pairs, Signals, Pool]:
+    """Quarantine the pairs whose pictures failed during extraction (a URL that has gone since, ``verify=exists``)."""
+    errors = signals.errors()
+    if not errors:
+        return pool, signals, found
+    bad = np.array(sorted(errors))
+    failed = pool.table.take(pa.array(bad))
+    late = pa.table(
+        {
+            "uid": failed["uid"],
+            "image": failed["image"],
+            "caption": failed["caption"].cast(pa.large_binary()),
+            "stage": ["signals"] * len(bad),
+            "error": [errors[int(row)] for row in bad],
+        }
+    ).cast(found.quarantine.schema)
+    quarantine = pa.concat_tables([found.quarantine, late])
+    with atomic_path(folder / "quarantine.parquet") as temporary:
+        pq.write_table(quarantine, temporary)
+    share = quarantine.num_rows / found.read
+    print(f"{len(bad)} more pairs quarantined: their pictures cannot be decoded, such as {late['uid'][0]}: {late['error'][0]}")
+    if share > max_bad_fraction:
+        raise ValueError(
+            f"{quarantine.num_rows} of {found.read} pairs ({share:.1%}) cannot be read, more than "
+            f"max_bad_fraction={max_bad_fraction}; see {folder / 'quarantine.parquet'}, or raise max_bad_fraction"
+        )
+    good = np.setdiff1d(np.arange(len(pool)), bad)
+    kept = pool.take(good, provenance=pool.provenance)
+    return kept, signals.at(good), Pool(kept, quarantine, found.read, found.decoded)
+
+
+def _write(
+    folder: Path, subset: Pairs, decisions: pa.Table, provenance: Mapping[str, Any], exports: Sequence[str]
+) -> list[Path]:
+    written = [subset.write(folder)]
+    with atomic_path(folder / "decisions.parquet") as temporary:
+        pq.write_table(decisions, temporary)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    provenance = {**provenance, "written": now}
+    written += [folder / "decisions.parquet", write_json(folder / "provenance.json", provenance)]
+    return [*written, folder / "quarantine.parquet", *export(subset, folder, exports)]
+
+
+def _log(
+    tracker: Logger, pool: Pairs, subset: Pairs, selection: Selection, decisions: pa.Table, facts: Mapping[str, Any],
+    folder: Path, names: Mapping[str, str],
+) -> None:  # fmt: skip
+    experiment = tracker.experiment
+    log_selection(experiment, pool, decisions, facts=facts)
+    name = f"{names['data']}-{names['selector']}-{subset.hash}"
+    log_pairs_artifact(experiment, subset, folder / "pairs.arrow", name=name, type="subset", parent=pool.hash)
+    tracker.finalize("success")

@@ -1,0 +1,87 @@
+"""Train a model on pairs for a fixed number of steps. The story of `train.py`, top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+import tldr
+from tldr.atomic import write_json
+from tldr.data.base import Reader
+from tldr.data.pool import Verify, read_pool
+from tldr.ledger import Ledger
+from tldr.model.base import Model
+from tldr.pairs import Pairs
+from tldr.report.tracking import CaptionTable, log_file_artifact
+from tldr.tasks.fit import fit
+
+
+def run(
+    *,
+    data: Reader,
+    model: Callable[..., Model],
+    trainer: Callable[..., L.Trainer],
+    logger: Callable[..., Logger],
+    names: Mapping[str, str],
+    max_steps: int,
+    batch_size: int,
+    seed: int,
+    cache: str | Path,
+    pairs: str | Path | None = None,
+    out: str | Path | None = None,
+    augment: str = "none",
+    num_workers: int = 0,
+    tokenizer: str | None = None,
+    vocab_size: int = 8192,
+    verify: Verify = "decode",
+    max_bad_fraction: float = 0.1,
+    caption_table_every: int = 500,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train on ``pairs`` (a folder of `select.py`'s), or on the pool that ``data`` reads; return the checkpoint."""
+    source = Path("outputs", names["data"], "full") if pairs is None else Path(pairs)
+    home = source.parent if source.suffix else source  # pairs=.../pairs.arrow stands in its folder
+    folder = Path(out) if out else home / f"{names['model']}-s{seed}" / names.get("overrides", "")
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger()
+    with ledger.stage("read") as stage:
+        if pairs is None:
+            found = read_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, quarantine_to=folder)
+            print(found.summary())
+            subset, stage.images = found.pairs, found.decoded
+        else:
+            subset = Pairs.open(pairs)
+    title = "-".join([names["model"], *home.parts[-2:], f"s{seed}"])
+    tracker = logger(name=title, job_type="train", save_dir=folder)
+    tracker.log_hyperparams({**(config or {}), "lineage/pairs": subset.hash})
+
+    with ledger.stage("train") as stage:
+        module, checkpoint = fit(
+            subset, model=model, trainer=trainer, folder=folder, max_steps=max_steps, batch_size=batch_size, seed=seed,
+            augment=augment, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size, logger=tracker,
+            callbacks=[CaptionTable(every_n_steps=caption_table_every)] if hasattr(model_class(model), "generate") else [],
+        )  # fmt: skip
+        stage.images = max_steps * batch_size
+    provenance = {
+        "pairs": subset.hash, "count": len(subset), "steps": max_steps, "seed": seed, "version": tldr.__version__,
+        "model": type(module).__name__, "config": dict(config or {}),
+    }  # fmt: skip
+    write_json(folder / "provenance.json", provenance)
+    ledger.write(folder)
+    log_file_artifact(
+        tracker.experiment, checkpoint, name=f"model-{title}", type="model", parent=f"{subset.hash}",
+    )  # fmt: skip
+    tracker.finalize("success")
+    print(f"trained {type(module).__name__} for {max_steps} steps on {len(subset)} pairs in {ledger.seconds:.0f} s")
+    print(f"wrote {checkpoint}")
+    print(f"next: python evaluate.py checkpoint={folder} evaluator=retrieval data=...")
+    return checkpoint
+
+
+def model_class(model: Callable[..., Model]) -> Any:
+    """The class behind a partial."""
+    return getattr(model, "func", model)
