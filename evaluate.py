@@ -1,5 +1,7 @@
 """Measure a checkpoint on a data set: ``python evaluate.py checkpoint=... evaluator=retrieval data=shapes_eval``."""
 
+from typing import Any
+
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -10,7 +12,8 @@ def main(cfg: DictConfig) -> None:
     """Run the task with what Hydra composed."""
     from tldr.tasks.evaluate import run  # here, so that --help and --cfg need no torch
 
-    run(**instantiate(cfg, _convert_="all"), config=OmegaConf.to_container(cfg, resolve=True))
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    run(**instantiate(cfg, _convert_="all"), config=config)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ if __name__ == "select":
     sys.modules["select"] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules["select"])
 else:
+    from typing import Any
+
     import hydra
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
@@ -28,7 +30,8 @@ else:
         """Run the task with what Hydra composed."""
         from tldr.tasks.select import run  # here, so that --help and --cfg need no torch
 
-        run(**instantiate(cfg, _convert_="all"), config=OmegaConf.to_container(cfg, resolve=True))
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        run(**instantiate(cfg, _convert_="all"), config=config)
 
     if __name__ == "__main__":
         main()

@@ -1,4 +1,6 @@
-"""Train a model on a pool or on what `select.py` kept of it: ``python train.py model=blip pairs=outputs/shapes/tldr-c0.75-s0``."""
+"""Train a model on a pool, or on what `select.py` kept of it: ``python train.py model=blip pairs=outputs/flickr8k``."""
+
+from typing import Any
 
 import hydra
 from hydra.utils import instantiate
@@ -10,7 +12,8 @@ def main(cfg: DictConfig) -> None:
     """Run the task with what Hydra composed."""
     from tldr.tasks.train import run  # here, so that --help and --cfg need no torch
 
-    run(**instantiate(cfg, _convert_="all"), config=OmegaConf.to_container(cfg, resolve=True))
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    run(**instantiate(cfg, _convert_="all"), config=config)
 
 
 if __name__ == "__main__":

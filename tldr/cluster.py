@@ -1,4 +1,5 @@
-"""Clustering at the scale of web data: principal components and k-means (faiss), learned on a sample, applied in chunks.
+"""Clustering at the scale of web data: principal components and k-means (faiss), learned on a sample, applied in
+chunks.
 
 Shapes: N rows, D their width, K clusters.
 """

@@ -1,5 +1,5 @@
-"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen. A method that takes more to select than it
-saves in training should be seen to."""
+"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen. A method that takes more to select
+than it saves in training should be seen to."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tldr.atomic import write_json
 
 @dataclass
 class Stage:
-    """One stage: wall-clock ``seconds``, ``device_seconds`` (of accelerators), ``images`` decoded, and whether its result was
-    ``cached`` by an earlier run."""
+    """One stage: wall-clock ``seconds``, ``device_seconds`` (of accelerators), ``images`` decoded, and whether its
+    result was ``cached`` by an earlier run."""
 
     name: str
     seconds: float = 0.0

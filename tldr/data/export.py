@@ -44,7 +44,9 @@ def _uids(pairs: Pairs, folder: Path) -> Path:
     try:
         halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids if len(uid) == 32 or int("not 128 bits")]
     except ValueError as error:
-        raise ValueError("exports=uids needs uids of 32 hex digits, as DataComp's; export annotations instead") from error
+        raise ValueError(
+            "exports=uids needs uids of 32 hex digits, as DataComp's; export annotations instead"
+        ) from error
     with atomic_path(folder / "uids.npy") as temporary, temporary.open("wb") as sink:
         np.save(sink, np.array(sorted(halves), dtype=np.dtype("u8,u8")))
     return folder / "uids.npy"

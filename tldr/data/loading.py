@@ -1,7 +1,8 @@
 """From pairs to batches: decode, transform, collate.
 
-Pictures travel as uint8, and the model normalises them on its device: a quarter of the memory and of the bus. A picture that
-cannot be decoded stops the run with its uid; reading the pool with ``verify=decode`` has quarantined such pictures before.
+Pictures travel as uint8, and the model normalises them on its device: a quarter of the memory and of the bus. A
+picture that cannot be decoded stops the run with its uid; reading the pool with ``verify=decode`` has quarantined such
+pictures before.
 
 Shapes: N pairs, B of a batch, H = W = image_size.
 """
@@ -9,14 +10,14 @@ Shapes: N pairs, B of a batch, H = W = image_size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import lightning as L
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision.transforms import InterpolationMode, v2
 
 from tldr.data.images import ImageError, ImageStore
@@ -26,8 +27,8 @@ AUGMENTATIONS = ("none", "crop", "randaugment")
 
 
 class Sample(TypedDict):
-    """One pair: (3, H, W) uint8 picture, its caption, its row in the pairs, the number of its picture, and why the picture
-    could not be decoded ("": it could)."""
+    """One pair: (3, H, W) uint8 picture, its caption, its row in the pairs, the number of its picture, and why the
+    picture could not be decoded ("": it could)."""
 
     image: Tensor
     caption: str
@@ -37,8 +38,8 @@ class Sample(TypedDict):
 
 
 class Batch(TypedDict):
-    """B pairs: (B, 3, H, W) uint8, B captions, (B,) rows, (B,) numbers that are equal where the picture is the same, and
-    B errors."""
+    """B pairs: (B, 3, H, W) uint8, B captions, (B,) rows, (B,) numbers that are equal where the picture is the same,
+    and B errors."""
 
     images: Tensor
     captions: list[str]
@@ -50,7 +51,7 @@ class Batch(TypedDict):
 class RandAugment(v2.RandAugment):
     """BLIP's: two of ten operations, none of which changes colour (a caption may name it)."""
 
-    _AUGMENTATION_SPACE = {
+    _AUGMENTATION_SPACE: ClassVar = {
         name: v2.RandAugment._AUGMENTATION_SPACE[name]
         for name in (
             "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness",
@@ -75,8 +76,8 @@ def transform(image_size: int, augment: str = "none") -> v2.Transform:
 
 class PairsDataset(Dataset[Sample]):
     """The pairs, decoded on demand. ``cache=True`` keeps every transformed picture in memory (not with augmentation):
-    small sets then cost no decoding after the first epoch. A picture that cannot be decoded raises ValueError with its uid or,
-    if ``tolerant``, gives a black one and says so in ``error``: for who keeps account of such pairs."""
+    small sets then cost no decoding after the first epoch. A picture that cannot be decoded raises ValueError with its
+    uid or, if ``tolerant``, gives a black one and says so in ``error``: for who keeps account of such pairs."""
 
     def __init__(
         self, pairs: Pairs, *, image_size: int, augment: str = "none", cache: bool = False, tolerant: bool = False
@@ -131,7 +132,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class PairsData(L.LightningDataModule):
-    """Shuffled batches of the pairs for training. The order is drawn from ``seed`` alone, whatever else the run draws."""
+    """Shuffled batches of the pairs for training. The order is drawn from ``seed`` alone, whatever else the run
+    draws."""
 
     def __init__(
         self,
@@ -155,13 +157,13 @@ class PairsData(L.LightningDataModule):
         return DataLoader(
             self.dataset,
             batch_size=self.batch_size,
-            shuffle=True,
+            # A generator of its own: the loader's also seeds workers, so that the order would depend on their number.
+            sampler=RandomSampler(self.dataset, generator=torch.Generator().manual_seed(self.seed)),
             drop_last=True,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator().manual_seed(self.seed),
         )
 
 

@@ -1,8 +1,8 @@
 """Scenes of coloured shapes, their pictures, and captions of varied wording: what `shapes` is made of.
 
-A scene is two to four objects in a 3 x 3 grid on a coloured background. Colours, shapes and backgrounds follow Zipf's law, so
-that some combinations are common and many are rare, as in web data. All randomness comes from the generator that is passed.
-"""
+A scene is two to four objects in a 3 x 3 grid on a coloured background. Colours, shapes and backgrounds follow Zipf's
+law, so that some combinations are common and many are rare, as in web data. All randomness comes from the generator
+that is passed."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def rarity(scene: Scene) -> float:
 
 
 def caption(scene: Scene, style: str, rng: np.random.Generator) -> str:
-    """A sentence about ``scene``. ``full`` names everything; ``relation`` two objects and how they lie; ``terse`` one or two
-    objects without ado; ``count`` how many objects there are and their colours."""
+    """A sentence about ``scene``. ``full`` names everything; ``relation`` two objects and how they lie; ``terse`` one
+    or two objects without ado; ``count`` how many objects there are and their colours."""
     things = list(scene.things)
     if rng.random() < 0.2:  # people do not always begin with the salient
         rng.shuffle(things)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -182,6 +182,4 @@ def _draw(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, fi
         corners = {"triangle": 3, "diamond": 4, "star": 10}[shape]
         reach = [r if shape != "star" or i % 2 == 0 else 0.42 * r for i in range(corners)]
         angles = [2 * math.pi * i / corners - math.pi / 2 for i in range(corners)]
-        pen.polygon(
-            [(x + d * math.cos(a), y + d * math.sin(a)) for d, a in zip(reach, angles, strict=True)], fill=fill
-        )
+        pen.polygon([(x + d * math.cos(a), y + d * math.sin(a)) for d, a in zip(reach, angles, strict=True)], fill=fill)

@@ -1,8 +1,8 @@
 """The embedded dataset: rendered scenes with captions, and the diseases of web data planted in known places.
 
-Of the training pairs, a share is *mismatched* (the caption is another scene's) and a share is *redundant* (the scene was
-rendered before: new jitter, brightness, noise and wording, the picture no two times the same file). A few scenes are repeated
-often, most never, as on the web. The ground truth stands in columns that selectors do not see:
+Of the training pairs, a share is *mismatched* (the caption is another scene's) and a share is *redundant* (the scene
+was rendered before: new jitter, brightness, noise and wording, the picture no two times the same file). A few scenes
+are repeated often, most never, as on the web. The ground truth stands in columns that selectors do not see:
 
     truth_mismatched  bool   the caption is of another scene
     truth_scene       int    which scene the picture shows; rows that share it are duplicates of each other
@@ -37,8 +37,8 @@ EVAL_CAPTIONS = ("full", "full", "relation", "terse", "count")
 class Shapes(Reader):
     """``size`` training pairs, or (``split=eval``) ``eval_images`` clean pictures with five captions each.
 
-    Rendered once into ``root`` as a tar of PNGs and a table, in a folder named by these arguments; a function of them alone.
-    """
+    Rendered once into ``root`` as a tar of PNGs and a table, in a folder named by these arguments; a function of them
+    alone."""
 
     name = "shapes"
 
@@ -59,6 +59,10 @@ class Shapes(Reader):
         for name, share in (("mismatched", mismatched), ("duplicates", duplicates)):
             if not 0 <= share < 1:
                 raise ValueError(f"data.{name}={share}; it is a share of the pairs, in [0, 1)")
+        if size - round(size * duplicates) < 2:
+            raise ValueError(
+                f"data.size={size} with data.duplicates={duplicates} leaves fewer than two distinct scenes"
+            )
         self.split, self.size, self.eval_images, self.image_size = split, size, eval_images, image_size
         self.mismatched, self.duplicates, self.seed = mismatched, duplicates, seed
         recipe = [VERSION, split, image_size, seed]

@@ -1,9 +1,9 @@
 """Text to tokens: a byte-pair tokenizer learned from a pool's own captions, or a published one (BERT's).
 
 Learning needs no download and keeps small vocabularies small. It is a function of the multiset of captions alone: byte
-pairs over words marked by ``▁`` tie deterministically, which WordPiece's learner does not (its ``##`` pieces are numbered
-in the order of a hash map). The special tokens are BERT's and BLIP's two: ``[DEC]`` begins a text to be written, ``[ENC]``
-one to be matched with a picture.
+pairs over words marked by ``▁`` tie deterministically, which WordPiece's learner does not (its ``##`` pieces are
+numbered in the order of a hash map). The special tokens are BERT's and BLIP's two: ``[DEC]`` begins a text to be
+written, ``[ENC]`` one to be matched with a picture.
 
 Shapes: B texts, T tokens of the longest.
 """
@@ -29,13 +29,13 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True  # a caption that says "[PAD]" or "[SEP]" has no say in the batch
         missing = [token for token in SPECIAL if self._tokenizer.token_to_id(token) is None]
         if missing:
             self._tokenizer.add_special_tokens(missing)
             self.json = self._tokenizer.to_str()
-        self.pad, self.unk, self.cls, self.sep, self.mask, self.enc, self.dec = (
-            self._tokenizer.token_to_id(token) for token in SPECIAL
-        )
+        ids: list[int] = [self._tokenizer.token_to_id(token) for token in SPECIAL]  # pyright: ignore
+        self.pad, self.unk, self.cls, self.sep, self.mask, self.enc, self.dec = ids
         self.end = self.sep
 
     @classmethod

@@ -1,13 +1,14 @@
-"""What every model shares: a LightningModule whose losses are summed, its optimiser, and checkpoints that describe themselves.
+"""What every model shares: a LightningModule whose losses are summed, its optimiser, and checkpoints that describe
+themselves.
 
-A checkpoint names its class and holds the arguments it was built with, so that `load_model` needs nothing else. Loading runs
-no pickled code (``weights_only``).
-"""
+A checkpoint names its class and holds the arguments it was built with, so that `load_model` needs nothing else.
+Loading runs no pickled code (``weights_only``)."""
 
 from __future__ import annotations
 
 import importlib
 import math
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,8 @@ _CLASS_KEY = "tldr_class"
 class Model(L.LightningModule, ABC):
     """A model that learns from batches of pairs. A subclass calls `save_hyperparameters` first, then defines `losses`.
 
-    ``optimizer``: lr, weight_decay, betas, warmup_steps, schedule (``cosine`` to ``min_lr`` over the run, or ``constant``).
-    """
+    ``optimizer``: lr, weight_decay, betas, warmup_steps, schedule (``cosine`` to ``min_lr`` over the run, or
+    ``constant``)."""
 
     image_size: int
 
@@ -102,11 +103,17 @@ def load_model(path: str | Path) -> Model:
         file = file / "model.ckpt"
     if not file.is_file():
         raise ValueError(f"no checkpoint at {file}; `python train.py ... out={file.parent}` writes one")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{file} is not a checkpoint of tldr's: {str(error).splitlines()[0]}") from error
     name = checkpoint.get(_CLASS_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(name, str) or not name.startswith("tldr.model."):
         raise ValueError(f"{file} is not a checkpoint of tldr's (it names no class of tldr.model)")
     module, _, attribute = name.rpartition(".")
-    model = getattr(importlib.import_module(module), attribute)(**checkpoint["hyper_parameters"])
+    arguments = dict(checkpoint["hyper_parameters"])
+    if "image" in arguments:  # the weights are in the checkpoint: no download
+        arguments["image"] = {**arguments["image"], "pretrained": False}
+    model = getattr(importlib.import_module(module), attribute)(**arguments)
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()

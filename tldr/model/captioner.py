@@ -1,12 +1,13 @@
 """The captioner, and with a codebook the VQ-VLM of TL;DR (Wang et al., ICCV 2023, section 3.1, arXiv 2305.20087).
 
-Image tokens (quantised or not) are read by a text decoder through cross-attention, which learns to write the caption. For a
-share of the rows the picture is replaced by a learned *null image*: the same decoder then also knows how likely a caption is
-by itself, and
+Image tokens (quantised or not) are read by a text decoder through cross-attention, which learns to write the caption.
+For a share of the rows the picture is replaced by a learned *null image*: the same decoder then also knows how likely
+a caption is by itself, and
 
-    alignment(x, y) = log p(y | x) - log p(y | null)        the pointwise mutual information of picture and caption, in nats
+    alignment(x, y) = log p(y | x) - log p(y | null)
 
-tells captions that fit from captions that are merely well-formed.
+the pointwise mutual information of picture and caption in nats, tells captions that fit from captions that are merely
+well-formed.
 
 Shapes: B pairs, L image tokens, T text tokens, D width, K codes.
 """
@@ -35,7 +36,8 @@ LENGTH_GROUPS = 4
 
 class Captioner(Model):
     """``image``, ``text`` and ``quantizer`` are the arguments of `ImageEncoder`, `TextTransformer` and `Quantizer`
-    (None: no codebook); ``tokenizer`` is a `Tokenizer` as JSON; ``null_share`` of the rows learn without their picture."""
+    (None: no codebook); ``tokenizer`` is a `Tokenizer` as JSON; ``null_share`` of the rows learn without their
+    picture."""
 
     def __init__(
         self,
@@ -64,6 +66,15 @@ class Captioner(Model):
         """Find the keywords that the codebook begins from."""
         if self.quantizer is not None and self.quantizer.init == "keywords":
             self.keywords = keywords(captions, self.quantizer.codebook_size)
+
+    def on_train_start(self) -> None:
+        """Refuse a run that ends before the codebook begins: every code would be 0."""
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.quantizer is not None and not self.quantizer.active and steps <= self.quantizer.after:
+            raise ValueError(
+                f"the codebook joins after quantizer.after={self.quantizer.after} steps, but training ends after {steps}; "
+                "lower model.quantizer.after or train longer"
+            )
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(B, 3, H, W) -> the tokens (B, L, D) that the decoder reads, their codes (B, L) or None, commitment loss."""

@@ -68,6 +68,7 @@ class Clip(Model):
 
     @torch.inference_mode()
     def signals(self, batch: Batch) -> dict[str, Tensor]:
-        """``embedding`` (B, E) of the picture, ``alignment`` (B,) the cosine of picture and caption (the CLIP score)."""
+        """``embedding`` (B, E) of the picture, ``alignment`` (B,) the cosine of picture and caption (the CLIP
+        score)."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
         return {"embedding": image, "alignment": (image * text).sum(1)}

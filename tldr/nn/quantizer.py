@@ -3,11 +3,11 @@
 Every image token z is replaced by its nearest code e; the gradient passes by the rotation trick (Fifty et al. 2024,
 arXiv 2410.06424), codes follow their tokens by moving average, and codes that fall out of use are revived.
 
-The codebook joins ``after`` training steps: from step 0 it starves the decoder of the picture while the decoder is still
-learning grammar, and the captioner then grounds far less (measured: see docs/method.md). It begins from
+The codebook joins ``after`` training steps: from step 0 it starves the decoder of the picture while the decoder is
+still learning grammar, and the captioner then grounds far less (measured: see docs/method.md). It begins from
 
-    keywords  the corpus's most frequent words and phrases, as the paper does: their text embeddings, moved to the mean and
-              the scale of the image tokens (an untrained pair of encoders shares no space otherwise)
+    keywords  the corpus's most frequent words and phrases, as the paper does: their text embeddings, moved to the mean
+              and the scale of the image tokens (an untrained pair of encoders shares no space otherwise)
     kmeans    the centroids of the tokens seen
     random    tokens drawn at random
 
@@ -15,6 +15,8 @@ Shapes: B pictures, L tokens, D width, K codes.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +42,16 @@ class Quantizer(nn.Module):
         after: int = 0,
         decay: float = 0.9,
         commitment: float = 0.25,
-        dead_below: float = 1.0,
+        dead_below: int = 1,
         rotation_trick: bool = True,
     ) -> None:
         super().__init__()
         if init not in INITS:
             raise ValueError(f"quantizer.init={init!r}; choose from {', '.join(INITS)}")
         if not 1 < codebook_size <= 65_536:
-            raise ValueError(f"quantizer.codebook_size={codebook_size}; codes are stored as uint16, 2 to 65,536 of them")
+            raise ValueError(
+                f"quantizer.codebook_size={codebook_size}; codes are stored as uint16, 2 to 65,536 of them"
+            )
         self.codebook_size, self.init, self.after = codebook_size, init, after
         self.vq = VectorQuantize(
             width,
@@ -67,7 +71,8 @@ class Quantizer(nn.Module):
         return self.vq.codebook
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, D) -> quantised (B, L, D), codes (B, L), commitment loss. Before it is active, tokens pass unchanged."""
+        """(B, L, D) -> quantised (B, L, D), codes (B, L), commitment loss. Before it is active, tokens pass
+        unchanged."""
         if not self.active:
             codes = torch.zeros(tokens.shape[:2], dtype=torch.long, device=tokens.device)
             return tokens, codes, tokens.new_zeros(())
@@ -78,7 +83,7 @@ class Quantizer(nn.Module):
         """Remember tokens shortly before ``after``; True when it is time to `initialise`."""
         if self.active:
             return False
-        if step > self.after - _COLLECT or step == 0:
+        if step > self.after - _COLLECT:
             self._seen.append(tokens.detach().flatten(0, 1).float())
         return step >= self.after
 
@@ -89,8 +94,9 @@ class Quantizer(nn.Module):
         self._seen = []
         if self.init == "keywords":
             if keywords is None or len(keywords) == 0:
-                raise ValueError("quantizer.init=keywords needs keywords; pass the corpus's, or choose kmeans or random")
-            scaled = (keywords - keywords.mean(0)) / keywords.std(0).clamp_min(1e-6) * seen.std(0) + seen.mean(0)
+                raise ValueError("quantizer.init=keywords, but no keywords were found: choose kmeans or random")
+            spread = keywords.std(0, correction=0).clamp_min(1e-6)  # not NaN for one keyword
+            scaled = (keywords - keywords.mean(0)) / spread * seen.std(0) + seen.mean(0)
             # A small corpus has fewer keywords than the codebook has codes: tokens fill the rest.
             codes = torch.cat([scaled, _draw(seen, self.codebook_size)])[: self.codebook_size]
         elif self.init == "kmeans" and len(seen) >= self.codebook_size:
@@ -102,7 +108,7 @@ class Quantizer(nn.Module):
             torch.distributed.broadcast(codes := codes.contiguous(), 0)
         self.vq.codebook = codes
         # The moving average rebuilds the codes from embed_avg / cluster_size: set both, or the first step undoes the init.
-        book = self.vq._codebook
+        book: Any = self.vq._codebook
         book.embed_avg.copy_(book.embed)
         book.cluster_size.fill_(1.0)
         self.active.fill_(True)

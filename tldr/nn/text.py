@@ -1,8 +1,10 @@
-"""One text transformer in three roles, as BLIP's mixture of encoder-decoder (Li et al. 2022, arXiv 2201.12086, section 3.1).
+"""One text transformer in three roles, as BLIP's mixture of encoder-decoder (Li et al. 2022, arXiv 2201.12086, section
+3.1).
 
-Layers are BERT's (post-norm; ``pre_norm=True`` for small models trained from scratch, which learn faster so), each with self-attention, cross-attention to image tokens, and a feed-forward network:
-as *text encoder* it runs without the image, as *image-grounded encoder* with it, as *image-grounded decoder* with it and a
-causal mask. Encoder and decoder share everything but self-attention (``separate_decoder=True``).
+Layers are BERT's (post-norm; ``pre_norm=True`` for small models trained from scratch, which learn faster so), each
+with self-attention, cross-attention to image tokens, and a feed-forward network: as *text encoder* it runs without the
+image, as *image-grounded encoder* with it, as *image-grounded decoder* with it and a causal mask. Encoder and decoder
+share everything but self-attention (``separate_decoder=True``).
 
 Shapes: B texts, T text tokens, L image tokens, D width, V vocabulary, H heads.
 """

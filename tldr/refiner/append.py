@@ -1,8 +1,7 @@
 """T_o + T_g: the generated caption after the original (TL;DR section 3.3).
 
-The paper's released code joins with "; " and then cuts both at 30 words, so that a long original pushes the generated caption
-out. Here nothing is cut: the models' ``text.max_length`` should leave room for both.
-"""
+The paper's released code joins with "; " and then cuts both at 30 words, so that a long original pushes the generated
+caption out. Here nothing is cut: the models' ``text.max_length`` should leave room for both."""
 
 from __future__ import annotations
 

@@ -37,13 +37,11 @@ class Refiner(ABC):
             return subset
         assert writer is not None
         original = subset.captions.to_pylist()
-        generated = writer.write(subset)
+        generated = [caption.strip() for caption in writer.write(subset)]
         refined = self.refine(subset, generated, writer)
         # A picture of which the captioner has nothing to say keeps its caption.
-        refined = [new.strip() or old for new, old in zip(refined, original, strict=True)]
-        return (
-            subset.with_column(ORIGINAL, original).with_column(GENERATED, generated).with_column("caption", refined)
-        )
+        refined = [new if new.strip() else old for new, old in zip(refined, original, strict=True)]
+        return subset.with_column(ORIGINAL, original).with_column(GENERATED, generated).with_column("caption", refined)
 
     @abstractmethod
     def refine(self, subset: Pairs, generated: Sequence[str], writer: Writer) -> list[str]:

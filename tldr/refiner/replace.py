@@ -1,4 +1,5 @@
-"""T_g alone. The paper finds that equal captions for different pictures then collapse the contrastive loss: for comparison."""
+"""T_g alone. The paper finds that equal captions for different pictures then collapse the contrastive loss: for
+comparison."""
 
 from __future__ import annotations
 

@@ -27,11 +27,12 @@ class Gallery:
 
 
 class Decisions:
-    """The decisions on every pair of ``pool`` (`Selection.decisions`). Raises ValueError where they are of another pool."""
+    """The decisions on every pair of ``pool`` (`Selection.decisions`). Raises ValueError where they are of another
+    pool."""
 
     def __init__(self, pool: Pairs, table: pa.Table) -> None:
         if not table["uid"].cast(pa.large_string()).equals(pool.uids):
-            raise ValueError(f"these {table.num_rows} decisions are not of this pool of {len(pool)} pairs: the uids differ")
+            raise ValueError(f"these {table.num_rows} decisions are not of this pool of {len(pool)} pairs: other uids")
         self.pool, self.table = pool, table
         self.kept: np.ndarray = table["kept"].to_numpy()  # (N,) bool
         names = [field.name for field in table.schema if pa.types.is_floating(field.type)]
@@ -54,10 +55,8 @@ class Decisions:
         return self.table["reason"][row].as_py()
 
     def galleries(self, count: int, *, seed: int) -> list[Gallery]:
-        """At most ``count`` pairs each from both ends of the kept and of the dropped, by the first score; by no score, a draw.
-
-        Which end is the better one is seen from what was kept.
-        """
+        """At most ``count`` pairs each from both ends of the kept and of the dropped, by the first score; where there
+        is none, drawn. Which end is the better one is seen from what was kept."""
         rng = np.random.default_rng(seed)
         kept, dropped = np.flatnonzero(self.kept), np.flatnonzero(~self.kept)
         if not self.scores:
@@ -68,14 +67,16 @@ class Decisions:
         name, score = next(iter(self.scores.items()))
         rises = not len(dropped) or score[kept].mean() >= score[dropped].mean()
         high, low = ("highest", "lowest") if rises else ("lowest", "highest")
-        kept, dropped = (rows[np.argsort(-score[rows] if rises else score[rows], kind="stable")] for rows in (kept, dropped))
+        kept, dropped = (
+            rows[np.argsort(-score[rows] if rises else score[rows], kind="stable")] for rows in (kept, dropped)
+        )
         ends = [
             ("Best kept", f"{high} {name} of the kept", _head(kept, count)),
             ("Borderline, kept", f"{low} {name} of the kept", _tail(kept, count)),
             ("Borderline, dropped", f"{high} {name} of the dropped", _head(dropped, count)),
             ("Worst dropped", f"{low} {name} of the dropped", _tail(dropped, count)),
         ]
-        return [Gallery(title, note, _draw(rows, count, rng)) for title, note, rows in ends]
+        return [Gallery(title, note, _draw(rows, count, rng)) for title, note, rows in ends if len(rows)]
 
     def divided_clusters(self, count: int, each: int, *, seed: int) -> list[tuple[int, Gallery, Gallery]]:
         """``count`` clusters of which some pairs were kept and some dropped, with at most ``each`` of both."""

@@ -1,7 +1,7 @@
 """Charts of a selection, as matplotlib figures for notebooks and as SVG for pages.
 
-An SVG takes its colours from the page's CSS variables (--ink, --muted, --grid, --kept, --pool) and its font from the page, so
-that it is legible on light and on dark.
+An SVG takes its colours from the page's CSS variables (--ink, --muted, --grid, --kept, --pool) and its font from the
+page, so that it is legible on light and on dark.
 
 Shapes: N pairs of the pool.
 """
@@ -24,8 +24,8 @@ _BINS = 48
 
 
 def score_figure(values: np.ndarray, kept: np.ndarray, *, label: str) -> Figure:
-    """How (N,) ``values`` are distributed in the pool and among the ``kept`` (N,) of it. The outermost thousandths are drawn
-    into the bins at the ends."""
+    """How (N,) ``values`` are distributed in the pool and among the ``kept`` (N,) of it. The outermost thousandths are
+    drawn into the bins at the ends."""
     figure, axes = _figure(5.4, 2.5)
     low, high = (float(v) for v in np.quantile(values, (0.001, 0.999)))
     if np.issubdtype(values.dtype, np.integer):
@@ -95,7 +95,7 @@ def _cluster_counts(cluster: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.085, 0.15, 0.895, 0.68))
+    axes = figure.add_axes((0.085, 0.15, 0.87, 0.68))
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.tick_params(colors=MUTED, labelcolor=MUTED, labelsize=8.5, length=0)
@@ -103,12 +103,17 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value:,.0f}")
+    )
     return figure, axes
 
 
 def _legend(axes: Axes, title: str, pool: str, kept: str) -> None:
     """Above the axes: what is shown, and at the right what the colours mean."""
     axes.text(-0.08, 1.13, title, transform=axes.transAxes, color=INK, fontsize=10.5, fontweight="bold")
-    axes.text(1, 1.13, kept, transform=axes.transAxes, color=KEPT, fontsize=9, ha="right", fontweight="bold")
-    axes.text(0.74, 1.13, pool, transform=axes.transAxes, color=MUTED, fontsize=9, ha="right")
+    at = {"transform": axes.transAxes, "fontsize": 9, "ha": "right"}
+    right = axes.text(1, 1.13, kept, color=KEPT, fontweight="bold", **at)
+    axes.annotate(
+        pool, (0, 0), (-12, 0), xycoords=right, textcoords="offset points", color=MUTED, fontsize=9, ha="right"
+    )

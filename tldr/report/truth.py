@@ -1,4 +1,8 @@
-"""What was planted in a pool, and how much of it is left: for pools that know (`tldr.data.shapes`). No selector reads this."""
+"""What was planted in a pool, and how much of it is left, for pools that know (`tldr.data.shapes`). No selector reads
+this.
+
+Shapes: N pairs of the pool, n of its rows.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ MISMATCHED, SCENE = "truth_mismatched", "truth_scene"
 
 
 def planted(pool: Pairs, rows: np.ndarray) -> dict[str, float]:
-    """Of the pairs at ``rows``: the share whose caption is another picture's (``mismatched``), and the share that repeats
-    another of these pairs (``duplicates``). Empty where the pool has no ground truth."""
+    """Of the pairs at ``rows`` (n,): the share whose caption is another picture's (``mismatched``), and the share
+    that repeats another of these pairs (``duplicates``). Empty where the pool has no ground truth."""
     names = pool.table.column_names
     found = {}
     if MISMATCHED in names:

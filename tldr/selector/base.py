@@ -1,7 +1,7 @@
 """What a selector is: it keeps exactly ``keep`` pairs of a pool, and has a reason for every pair, kept or dropped.
 
-It is deterministic in ``seed`` and, the pool being canonical, independent of the order in which the pairs were found. It sees no
-``truth_`` column.
+It is deterministic in ``seed`` and, the pool being canonical, independent of the order in which the pairs were found.
+It sees no ``truth_`` column.
 
 Shapes: N pairs of the pool, n = keep.
 """
@@ -43,7 +43,8 @@ class Selector(ABC):
     needs: tuple[str, ...] = ()
 
     def __call__(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
-        """Keep ``keep`` pairs of ``pool``. Raises ValueError for an impossible ``keep``, or scores that are not finite."""
+        """Keep ``keep`` pairs of ``pool``. Raises ValueError for an impossible ``keep``, or scores that are not
+        finite."""
         if not 0 < keep <= len(pool):
             raise ValueError(f"cannot keep {keep} of {len(pool)} pairs; choose compression inside (0, 1)")
         selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed)

@@ -1,8 +1,10 @@
-"""TL;DR (Wang et al., ICCV 2023, section 3.2, arXiv 2305.20087): cluster the pictures by their codes, keep a share of each.
+"""TL;DR (Wang et al., ICCV 2023, section 3.2, arXiv 2305.20087): cluster the pictures by their codes, keep a share of
+each.
 
-The paper draws uniformly inside a cluster. Here the default keeps the pairs that the captioner finds best *aligned* (see
-`tldr.model.captioner`), which removes mismatched captions, and counts each repetition of a picture against it: inside a cluster
-the r-th best pair of a group of near-duplicates waits until round r. `choice` and `feature` give the paper's way back.
+The paper draws uniformly inside a cluster. Here the default keeps the pairs that the captioner finds best *aligned*
+(see `tldr.model.captioner`), which removes mismatched captions, and counts each repetition of a picture against it:
+inside a cluster the r-th best pair of a group of near-duplicates waits until round r. `choice` and `feature` give the
+paper's way back.
 
 Shapes: N pairs, K clusters.
 """
@@ -20,7 +22,8 @@ CHOICES = ("alignment", "uniform", "nearest")
 
 
 def quotas(sizes: np.ndarray, keep: int) -> np.ndarray:
-    """(K,) how many to keep of each cluster: proportional to ``sizes``, and exactly ``keep`` in all (largest remainders)."""
+    """(K,) how many to keep of each cluster: proportional to ``sizes``, and exactly ``keep`` in all (largest
+    remainders)."""
     exact = sizes * (keep / sizes.sum())
     quota = np.floor(exact).astype(np.int64)
     rest = np.argsort(quota - exact, kind="stable")[: keep - quota.sum()]
@@ -29,12 +32,11 @@ def quotas(sizes: np.ndarray, keep: int) -> np.ndarray:
 
 
 class TLDR(Selector):
-    """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`), lowered where the pool is small; inside each, the
-    ``choice``: best ``alignment``, ``uniform`` draw, or ``nearest`` to the centre.
+    """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`), lowered where the pool is small; inside each,
+    the ``choice``: best ``alignment``, ``uniform`` draw, or ``nearest`` to the centre.
 
-    ``rows_per_cluster`` is the least average size of a cluster: 3000 clusters for 2.8M pairs are the paper's; a pool of 16,000
-    has fewer.
-    """
+    ``rows_per_cluster`` is the least average size of a cluster: 3000 clusters for 2.8M pairs are the paper's; a pool
+    of 16,000 has fewer."""
 
     def __init__(
         self,
@@ -54,7 +56,10 @@ class TLDR(Selector):
         self.clusters, self.rows_per_cluster, self.feature, self.choice, self.dim = (
             clusters, rows_per_cluster, feature, choice, dim,
         )  # fmt: skip
-        self.needs = ("embedding" if feature == "embedding" else "codes", *(["alignment"] if choice == "alignment" else []))
+        self.needs = (
+            "embedding" if feature == "embedding" else "codes",
+            *(["alignment"] if choice == "alignment" else []),
+        )
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """Cluster, then fill every cluster's quota in the order of ``choice``."""

@@ -1,8 +1,7 @@
 """Ask a model about every pair of a pool, part by part, and store what it says (`tldr.signal.store`).
 
-A killed run loses the part it was at, no more; run again it leaves the same bytes as an undisturbed one, because a part's rows,
-batches and transform (evaluation: no crop, no flip) depend on nothing else.
-"""
+A killed run loses the part it was at, no more; run again it leaves the same bytes as an undisturbed one, because a
+part's rows, batches and transform (evaluation: no crop, no flip) depend on nothing else."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From codes to vectors that can be clustered.
 
-    tokens     the code vectors of all positions, flat, then PCA: keeps what is where (the default: renderings of one scene stay
-               together far more often than by any other of these)
+    tokens     the code vectors of all positions, flat, then PCA: keeps what is where (the default: renderings of one
+               scene stay together far more often than by any other of these)
     mean       the mean code vector: what, not where
     histogram  how often each code occurs (square roots, so that Euclidean distance is Hellinger's), then PCA
     raw        the code ids as numbers, PCA-whitened and normalised, as the released TL;DR script does. Ids are nominal:
@@ -72,7 +72,9 @@ def _histogram(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sqrt(counts / codes.shape[1])
 
 
-def cluster(feature: str, signals: Signals, *, clusters: int, seed: int, dim: int = 64) -> tuple[np.ndarray, np.ndarray]:
+def cluster(
+    feature: str, signals: Signals, *, clusters: int, seed: int, dim: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
     """k-means over ``feature``: the cluster of every row (N,) int64 and its squared distance to the centre (N,).
 
     Learned on at most `POINTS_PER_CENTROID` rows a cluster (drawn from ``seed``), assigned part by part.

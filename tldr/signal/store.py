@@ -59,7 +59,8 @@ class Signal:
 
 
 class Signals(Mapping[str, Signal]):
-    """The signals of a pool of ``count`` pairs by one model, in ``folder``; ``rows`` narrows them to part of the pool."""
+    """The signals of a pool of ``count`` pairs by one model, in ``folder``; ``rows`` narrows them to part of the
+    pool."""
 
     def __init__(self, folder: str | Path, count: int, rows: np.ndarray | None = None) -> None:
         self.folder, self.count, self.rows = Path(folder), count, rows
@@ -83,6 +84,9 @@ class Signals(Mapping[str, Signal]):
             raise ValueError(f"no signal {name!r} in {self.folder}; there are {', '.join(self) or 'none'}")
         return Signal(name, files, self.rows, len(self.rows) if self.rows is not None else self.count)
 
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)  # Mapping's own asks __getitem__ for a KeyError
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(file.stem for file in self.part(0).glob("*.npy")))
 
@@ -104,7 +108,9 @@ class Signals(Mapping[str, Signal]):
         """Pool row -> why its picture could not be decoded; such a row's signals mean nothing."""
         found: dict[int, str] = {}
         for number in range(self.parts):
-            found.update({int(row): why for row, why in json.loads((self.part(number) / "errors.json").read_text()).items()})
+            found.update(
+                {int(row): why for row, why in json.loads((self.part(number) / "errors.json").read_text()).items()}
+            )
         return found
 
     def write_part(self, number: int, arrays: Mapping[str, np.ndarray], errors: Mapping[int, str]) -> None:

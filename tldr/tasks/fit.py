@@ -1,4 +1,5 @@
-"""Train a model on pairs: what `train.py` does, and what `select.py` does when it needs a scorer that nobody has trained."""
+"""Train a model on pairs: what `train.py` does, and what `select.py` does when it needs a scorer that nobody has
+trained."""
 
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ def fit(
 ) -> tuple[Model, Path]:
     """Train for ``max_steps`` optimiser steps, whatever the number of pairs; write ``folder/model.ckpt``.
 
-    ``model`` builds the module from a tokenizer, ``trainer`` the Trainer from steps, logger and callbacks. ``tokenizer`` names
-    a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
+    ``model`` builds the module from a tokenizer, ``trainer`` the Trainer from steps, logger and callbacks.
+    ``tokenizer`` names a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
     """
     L.seed_everything(seed, workers=True, verbose=False)
     captions = pairs.captions.to_pylist()

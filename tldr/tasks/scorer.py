@@ -1,11 +1,11 @@
-"""The model that scores a pool: a checkpoint that is given, or a captioner trained on the pool itself (the paper's step 1),
-once: what was trained for the same pool in the same way before is taken from the cache."""
+"""The model that scores a pool: a checkpoint that is given, or a captioner trained on the pool itself (the paper's
+step 1), once: what was trained for the same pool in the same way before is taken from the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ def find_scorer(
     cache: Path,
     ledger: Ledger,
     logger: Logger | None,
+    callbacks: Sequence[L.Callback] = (),
 ) -> tuple[Model, Path]:
     """The scorer and its checkpoint. ``training`` holds `fit`'s arguments: max_steps, batch_size, ..."""
     if checkpoint is not None:
@@ -55,14 +56,14 @@ def find_scorer(
         stage.cached = file.is_file()
         if not stage.cached:
             print(f"no checkpoint given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
-            _, file = fit(pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger, **training)
+            _, file = fit(
+                pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger,
+                callbacks=callbacks, **training)  # fmt: skip
             stage.images = int(training["max_steps"]) * int(training["batch_size"])
     return load_model(file), file
 
 
-def score(
-    pool: Pairs, model: Model, *, cache: Path, ledger: Ledger, batch_size: int, num_workers: int
-) -> Signals:
+def score(pool: Pairs, model: Model, *, cache: Path, ledger: Ledger, batch_size: int, num_workers: int) -> Signals:
     """The scorer's signals for the pool, computed where they are not yet in the cache."""
     folder = cache / "signals" / pool.hash / fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,10 +77,12 @@ def score(
 class CaptionWriter:
     """A captioner as refiners use it: writes captions in batches, and says how well captions fit."""
 
-    def __init__(self, model: Model, *, batch_size: int, num_workers: int, seed: int, generation: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: Model, *, batch_size: int, num_workers: int, seed: int, generation: Mapping[str, Any]
+    ) -> None:
         if not hasattr(model, "generate") or not hasattr(model, "signals"):
             raise ValueError(
-                f"{type(model).__name__} cannot write captions; give a captioner's checkpoint=... or choose refiner=none"
+                f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... or choose refiner=none"
             )
         self.model: Any = model
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}

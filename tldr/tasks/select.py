@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,15 +19,16 @@ import tldr
 from tldr.atomic import atomic_path, write_json
 from tldr.data.base import Reader
 from tldr.data.export import export
-from tldr.data.pool import Pool, Verify, read_pool
+from tldr.data.pool import Pool, Verify
 from tldr.ledger import Ledger
 from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.refiner.base import Refiner
 from tldr.report.selection import write_report
-from tldr.report.tracking import log_pairs_artifact, log_selection
-from tldr.selector.base import Selection, Selector, keep_count
+from tldr.report.tracking import CaptionTable, artifact_name, finish, log_pairs_artifact, log_selection
+from tldr.selector.base import Selector, keep_count
 from tldr.signal.store import Signals
+from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import CaptionWriter, find_scorer, pick_device, score
 
 
@@ -54,32 +56,32 @@ def run(
     max_bad_fraction: float = 0.1,
     exports: Sequence[str] = ("annotations",),
     report: bool = True,
+    caption_table_every: int = 200,
     config: Mapping[str, Any] | None = None,
 ) -> Pairs:
     """Write a reduced data set into ``out``; return it.
 
-    ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner needs one.
-    ``names`` says what the parts are called in the configuration: data, selector, refiner.
-    """
+    ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner
+    needs one. ``names`` says what the parts are called in the configuration: data, selector, refiner."""
     folder, cache, ledger = Path(out), Path(cache), Ledger()
     folder.mkdir(parents=True, exist_ok=True)
+    identity = {"names": dict(names), "compression": compression, "seed": seed}
+    _refuse_to_replace(folder, identity)
     tracker = logger(name=f"{names['selector']}-c{compression}-s{seed}", job_type="select", save_dir=folder)
     tracker.log_hyperparams(dict(config or {}))
 
-    with ledger.stage("read") as stage:
-        found = read_pool(
-            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, quarantine_to=folder
-        )
-        stage.images, stage.cached = found.decoded, found.decoded == 0
-    print(found.summary())
-    pool = Pairs.open(found.pairs.write(cache / "pools" / found.pairs.hash))  # memory-mapped from here on
+    found = open_pool(
+        data, name=names["data"], verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder,
+        ledger=ledger,
+    )  # fmt: skip
+    pool = found.pairs
     keep_count(len(pool), compression)  # an impossible one should not cost a scorer's training first
 
     signals, scorer, provenance = None, None, {}
     if selector.needs or refiner.writes:
         scorer, file = find_scorer(
             pool, checkpoint=checkpoint, model=model, trainer=trainer, training=training, seed=seed, cache=cache,
-            ledger=ledger, logger=tracker,
+            ledger=ledger, logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
         )  # fmt: skip
         scorer.to(pick_device(device))
         provenance["scorer"] = str(file)
@@ -96,9 +98,7 @@ def run(
     with ledger.stage("select"):
         keep = keep_count(len(pool), compression)
         selection = selector(pool, signals, keep=keep, seed=seed)
-    provenance |= {
-        "pool": pool.hash, "names": dict(names), "compression": compression, "seed": seed, "version": tldr.__version__,
-    }  # fmt: skip
+    provenance |= {"pool": pool.hash, **identity, "version": tldr.__version__}
     subset = pool.take(selection.rows, provenance=provenance)
     if refiner.writes and scorer is not None:
         with ledger.stage("refine") as stage:
@@ -108,7 +108,9 @@ def run(
             subset, stage.images = refiner(subset, writer), len(subset)
 
     decisions = selection.decisions(pool)
-    written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": dict(config or {})}, exports)
+    written = _write(
+        folder, subset, decisions, provenance | {"hash": subset.hash, "config": dict(config or {})}, exports
+    )
     facts = {"read": found.read, "quarantined": found.quarantine.num_rows, "pool": len(pool), "kept": len(subset),
              "compression": compression, "seconds": round(ledger.seconds, 1)}  # fmt: skip
     if report:
@@ -116,12 +118,23 @@ def run(
             title = f"{names['data']} reduced by {names['selector']}"
             written.append(write_report(folder, pool, decisions, title=title, facts=facts, refined=subset))
     written.append(ledger.write(folder))
-    _log(tracker, pool, subset, selection, decisions, facts, folder, names)
+    _log(tracker, pool, subset, decisions, facts, folder, cache)
 
     print(f"kept {len(subset)} of {len(pool)} pairs (compression={compression}) with selector={names['selector']}")
     print(f"wrote {folder}/: {', '.join(path.name for path in written)}")
     print(f"next: python train.py model=blip pairs={folder}")
     return subset
+
+
+def _refuse_to_replace(folder: Path, identity: Mapping[str, Any]) -> None:
+    """A folder that holds another selection, say of an earlier job of a sweep with ``out=``, keeps it."""
+    file = folder / "provenance.json"
+    if file.is_file():
+        there = json.loads(file.read_text())
+        other = {key: there.get(key) for key in identity if there.get(key) != identity[key]}
+        if other:
+            told = ", ".join(f"{key}={value}" for key, value in other.items())
+            raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")
 
 
 def _without_undecodable(
@@ -146,7 +159,8 @@ def _without_undecodable(
     with atomic_path(folder / "quarantine.parquet") as temporary:
         pq.write_table(quarantine, temporary)
     share = quarantine.num_rows / found.read
-    print(f"{len(bad)} more pairs quarantined: their pictures cannot be decoded, such as {late['uid'][0]}: {late['error'][0]}")
+    example = f"{late['uid'][0]}: {late['error'][0]}"
+    print(f"{len(bad)} more pairs quarantined, whose pictures cannot be decoded, such as {example}")
     if share > max_bad_fraction:
         raise ValueError(
             f"{quarantine.num_rows} of {found.read} pairs ({share:.1%}) cannot be read, more than "
@@ -170,11 +184,17 @@ def _write(
 
 
 def _log(
-    tracker: Logger, pool: Pairs, subset: Pairs, selection: Selection, decisions: pa.Table, facts: Mapping[str, Any],
-    folder: Path, names: Mapping[str, str],
-) -> None:  # fmt: skip
-    experiment = tracker.experiment
+    tracker: Logger,
+    pool: Pairs,
+    subset: Pairs,
+    decisions: pa.Table,
+    facts: Mapping[str, Any],
+    folder: Path,
+    cache: Path,
+) -> None:
+    experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
     log_selection(experiment, pool, decisions, facts=facts)
-    name = f"{names['data']}-{names['selector']}-{subset.hash}"
-    log_pairs_artifact(experiment, subset, folder / "pairs.arrow", name=name, type="subset", parent=pool.hash)
-    tracker.finalize("success")
+    at = cache / "pools" / pool.hash
+    log_pairs_artifact(experiment, pool, at, name=artifact_name(pool), type="pool")
+    log_pairs_artifact(experiment, subset, folder, name=artifact_name(subset), type="subset", parent=pool.hash)
+    finish(tracker)

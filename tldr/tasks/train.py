@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,19 @@ from lightning.pytorch.loggers import Logger
 import tldr
 from tldr.atomic import write_json
 from tldr.data.base import Reader
-from tldr.data.pool import Verify, read_pool
+from tldr.data.pool import Verify
 from tldr.ledger import Ledger
 from tldr.model.base import Model
 from tldr.pairs import Pairs
-from tldr.report.tracking import CaptionTable, log_file_artifact
+from tldr.report.tracking import CaptionTable, artifact_name, finish, log_file_artifact, use_pairs_artifact
 from tldr.tasks.fit import fit
+from tldr.tasks.pool import open_pool
 
 
 def run(
     *,
     data: Reader,
-    model: Callable[..., Model],
+    model: partial[Model],
     trainer: Callable[..., L.Trainer],
     logger: Callable[..., Logger],
     names: Mapping[str, str],
@@ -48,22 +50,25 @@ def run(
     folder = Path(out) if out else home / f"{names['model']}-s{seed}" / names.get("overrides", "")
     folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger()
-    with ledger.stage("read") as stage:
-        if pairs is None:
-            found = read_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, quarantine_to=folder)
-            print(found.summary())
-            subset, stage.images = found.pairs, found.decoded
-        else:
-            subset = Pairs.open(pairs)
+    if pairs is None:
+        subset = open_pool(
+            data, name=names["data"], verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
+            folder=folder, ledger=ledger,
+        ).pairs  # fmt: skip
+    else:
+        subset = Pairs.open(pairs)
     title = "-".join([names["model"], *home.parts[-2:], f"s{seed}"])
     tracker = logger(name=title, job_type="train", save_dir=folder)
-    tracker.log_hyperparams({**(config or {}), "lineage/pairs": subset.hash})
+    tracker.log_hyperparams(dict(config or {}))
+    experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
+    used = Path(cache, "pools", subset.hash) if pairs is None else home
+    use_pairs_artifact(experiment, subset, used, name=artifact_name(subset), type="subset" if pairs else "pool")
 
     with ledger.stage("train") as stage:
         module, checkpoint = fit(
             subset, model=model, trainer=trainer, folder=folder, max_steps=max_steps, batch_size=batch_size, seed=seed,
             augment=augment, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size, logger=tracker,
-            callbacks=[CaptionTable(every_n_steps=caption_table_every)] if hasattr(model_class(model), "generate") else [],
+            callbacks=[CaptionTable(every_n_steps=caption_table_every)] if hasattr(model.func, "generate") else [],
         )  # fmt: skip
         stage.images = max_steps * batch_size
     provenance = {
@@ -72,16 +77,9 @@ def run(
     }  # fmt: skip
     write_json(folder / "provenance.json", provenance)
     ledger.write(folder)
-    log_file_artifact(
-        tracker.experiment, checkpoint, name=f"model-{title}", type="model", parent=f"{subset.hash}",
-    )  # fmt: skip
-    tracker.finalize("success")
+    log_file_artifact(experiment, checkpoint, name=f"model-{title}", type="model", parent=subset.hash)
+    finish(tracker)
     print(f"trained {type(module).__name__} for {max_steps} steps on {len(subset)} pairs in {ledger.seconds:.0f} s")
     print(f"wrote {checkpoint}")
     print(f"next: python evaluate.py checkpoint={folder} evaluator=retrieval data=...")
     return checkpoint
-
-
-def model_class(model: Callable[..., Model]) -> Any:
-    """The class behind a partial."""
-    return getattr(model, "func", model)

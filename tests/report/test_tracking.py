@@ -1,0 +1,234 @@
+"""W&B for real, offline: no account, no network."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from torch import nn
+
+from tldr.data.loading import PairsData
+from tldr.report.tracking import (
+    CaptionTable,
+    artifact_name,
+    log_file_artifact,
+    log_pairs_artifact,
+    log_selection,
+    no_logger,
+    use_pairs_artifact,
+)
+
+FACTS = {"compression": 0.75, "seconds": 1.5, "method": "tldr"}
+
+
+@pytest.fixture
+def logger(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")  # which Lightning overwrites
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    settings = wandb.Settings(console="off", x_disable_stats=True, x_disable_meta=True)
+    logger = WandbLogger(save_dir=tmp_path, project="test", offline=True, settings=settings)
+    yield logger
+    wandb.finish()
+
+
+def tables(run) -> list[dict]:
+    """What the tables of the run hold, in the order in which they were logged."""
+    files = Path(run.dir, "media", "table").glob("*.table.json")
+    return [json.loads(file.read_text()) for file in sorted(files, key=lambda file: int(file.name.split("_")[1]))]
+
+
+def records(run) -> bytes:
+    """All that the run has written for `wandb sync`."""
+    wandb.finish()
+    [file] = Path(run.dir).parent.glob("run-*.wandb")
+    return file.read_bytes()
+
+
+# ---------------------------------------------------------------- a selection
+
+
+def test_selection(logger, pool, decisions):
+    run = logger.experiment
+    log_selection(run, pool, decisions, facts=FACTS, examples=16)
+    before, after = run.summary["pool/alignment"], run.summary["kept/alignment"]
+    assert (sum(before["values"]), sum(after["values"])) == (40, 10)
+    assert before["bins"] == after["bins"]
+    assert (run.summary["pool/alignment_mean"], run.summary["kept/alignment_mean"]) == (19.5, 34.5)
+    assert sum(run.summary["kept/words"]["values"]) == 10
+    assert run.summary["pool/mismatched"] == 0.25
+    assert {name: run.summary[f"selection/{name}"] for name in FACTS} == FACTS
+    [table] = tables(run)
+    assert table["columns"] == ["picture", "caption", "example of", "kept", "reason", "alignment", "uid"]
+    best = table["data"][0]
+    assert best[1:] == ["picture 39", "Best kept", True, "alignment 39", 39.0, "pair-0039"]
+    assert best[0]["_type"] == "image-file"
+    assert sorted(row[3] for row in table["data"]) == [False] * 8 + [True] * 8
+
+
+def test_selection_lists_a_pair_whose_picture_is_gone(logger, pool, decisions, tmp_path):
+    (tmp_path / "pictures" / "39.png").unlink()
+    log_selection(logger.experiment, pool, decisions, facts={}, examples=16)
+    [table] = tables(logger.experiment)
+    assert table["data"][0][0] is None
+    assert table["data"][1][0] is not None
+
+
+# ---------------------------------------------------------------- lineage
+
+
+def test_lineage_is_recorded_offline_without_reading_the_files(logger, pool, tmp_path):
+    run = logger.experiment
+    subset = pool.take(np.arange(5), provenance={"names": {"data": "noise", "selector": "tldr"}})
+    file = tmp_path / "pairs.arrow"
+    with file.open("wb") as sparse:
+        sparse.truncate(1 << 40)  # a terabyte, of which nothing is on the disk
+    use_pairs_artifact(run, pool, file, name=artifact_name(pool), type="pool")
+    log_pairs_artifact(run, subset, file, name=artifact_name(subset), type="subset", parent=pool.hash)
+    assert run.config["lineage/pool/hash"] == run.config["lineage/subset/parent"] == pool.hash
+    assert run.config["lineage/subset/name"] == f"noise-tldr-{subset.hash}"
+    assert run.config["lineage/subset/rows"] == 5
+    written = records(run)
+    assert f"noise-tldr-{subset.hash}".encode() in written
+    assert file.as_uri().encode() in written
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path != file and path.is_file()) < 10_000_000
+
+
+def test_checkpoint(logger, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"weights")
+    log_file_artifact(logger.experiment, tmp_path / "model.ckpt", name="model-a", type="model", parent="5eed")
+    assert logger.experiment.config["lineage/model/parent"] == "5eed"
+    assert b"model-a" in records(logger.experiment)
+
+
+class Online:
+    """A run that is online, and a server that knows the artifacts ``known``."""
+
+    __module__ = "wandb.sdk.wandb_run"
+    disabled = offline = False
+
+    def __init__(self, *known):
+        self.known, self.used, self.config = known, [], self
+        self.update = lambda *_, **__: None
+
+    def use_artifact(self, artifact):
+        if isinstance(artifact, str) and artifact not in self.known:
+            raise ValueError(f"artifact {artifact} not found")
+        self.used.append(artifact)
+
+
+def test_online_the_run_uses_the_artifact_that_is_there(pool, tmp_path):
+    pool.write(tmp_path)
+    online = Online("noise:latest")
+    use_pairs_artifact(online, pool, tmp_path, name="noise", type="pool")
+    assert online.used == ["noise:latest"]
+
+
+def test_online_an_unknown_pool_becomes_an_artifact(pool, tmp_path):
+    pool.write(tmp_path)
+    online = Online()
+    use_pairs_artifact(online, pool, tmp_path, name="noise", type="pool")
+    [artifact] = online.used
+    assert (artifact.type, artifact.metadata["hash"]) == ("pool", pool.hash)
+    assert set(artifact.manifest.entries) == {"pairs.arrow", "content.json"}
+    other = pool.with_column("caption", ["another"] * 40)
+    other.write(tmp_path)
+    use_pairs_artifact(online, other, tmp_path, name="noise", type="pool")
+    assert online.used[1].digest != artifact.digest  # the same path, but not the same content
+
+
+# ---------------------------------------------------------------- nothing to log to
+
+
+def test_without_wandb_nothing_happens(pool, decisions, tmp_path):
+    for experiment in (no_logger(name="a", save_dir=tmp_path).experiment, None, wandb.init(mode="disabled")):
+        log_selection(experiment, pool, decisions, facts=FACTS)
+        log_pairs_artifact(experiment, pool, tmp_path / "none", name="a", type="pool")
+        use_pairs_artifact(experiment, pool, tmp_path / "none", name="a", type="pool")
+        log_file_artifact(experiment, tmp_path / "none", name="a", type="model")
+    wandb.finish()
+
+
+def test_wandb_is_not_imported_before_there_is_a_run():
+    code = """if True:
+        import sys
+        from tldr.report.tracking import log_selection, no_logger
+        log_selection(no_logger().experiment, None, None, facts={})
+        sys.exit("wandb" in sys.modules)"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------- captions while training
+
+
+class Talker(L.LightningModule):
+    """Has a part in training, a frozen part, and a voice that depends on chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 1), nn.Dropout(0.5))
+        self.frozen = nn.Linear(1, 1).eval()
+        self.said = []
+
+    def training_step(self, batch, _):
+        assert self.live.training
+        assert not self.frozen.training
+        return self.live(batch["images"].float() / 255).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.live.parameters(), 0.1)
+
+    @torch.inference_mode()
+    def generate(self, images, *, strategy):
+        assert not self.live.training
+        self.said.append((self.global_step, strategy, images.float().mean().item()))
+        return [f"{strategy} {torch.rand(()).item():.3f}" for _ in images]
+
+
+def train(pool, logger, *callbacks, steps=5, augment="crop", accumulate=1):
+    L.seed_everything(0, verbose=False)
+    module = Talker()
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", logger=logger, callbacks=list(callbacks), enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, accumulate_grad_batches=accumulate,
+    )  # fmt: skip
+    trainer.fit(module, PairsData(pool, image_size=8, batch_size=4, augment=augment))
+    return module
+
+
+def test_captions_every_few_steps_and_at_the_end(logger, pool):
+    module = train(pool, logger, CaptionTable(every_n_steps=2, count=4), accumulate=2)
+    assert [step for step, _, _ in module.said] == [2, 4, 5]
+    assert len({mean for _, _, mean in module.said}) == 1  # the same pictures, without augmentation
+    found = tables(logger.experiment)
+    assert len(found) == 3
+    assert found[0]["columns"] == ["picture", "original", "generated", "uid"]
+    assert [row[3] for row in found[0]["data"]] == ["pair-0000", "pair-0013", "pair-0026", "pair-0039"]
+    assert found[0]["data"][0][1] == "picture 0"
+    assert all(row[2].startswith("greedy") for row in found[0]["data"])
+    assert logger.experiment.summary["trainer/global_step"] == 5
+
+
+def test_training_is_the_same_with_and_without_tables(logger, pool):
+    with_tables = train(pool, logger, CaptionTable(every_n_steps=1, strategy="nucleus"))
+    without = train(pool, False)
+    assert len(with_tables.said) == 5
+    assert torch.equal(with_tables.live[1].weight, without.live[1].weight)
+
+
+@pytest.mark.parametrize("quiet", [False, "dummy"])
+def test_captions_are_not_written_for_nobody(pool, quiet):
+    module = train(pool, no_logger() if quiet else False, CaptionTable(every_n_steps=1), steps=2)
+    assert module.said == []
+
+
+def test_impossible_intervals():
+    with pytest.raises(ValueError, match="every_n_steps=0"):
+        CaptionTable(every_n_steps=0)

@@ -1,0 +1,238 @@
+"""What Weights & Biases is shown of a run: histograms and example pairs of a selection, captions while a model learns
+to write them, and artifacts from pool to subset to checkpoint.
+
+``experiment`` is what Lightning's loggers give (``logger.experiment``). Where it is not a live W&B run, as with
+``logger=none`` or on ranks other than the first, these functions do nothing and wandb is not imported. Offline, W&B
+cannot say which artifacts a run used: ``lineage/...`` in the run's config always does.
+
+Artifacts refer to files where they are: nothing of a pool's size is copied, hashed or uploaded. Which content that
+was is told by the hash in ``content.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import lightning as L
+import numpy as np
+import pyarrow as pa
+from lightning.pytorch.loggers.logger import DummyLogger, Logger
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import Subset
+
+from tldr.data.images import ImageError, ImageStore
+from tldr.data.loading import PairsDataset, ordered_loader
+from tldr.pairs import Pairs
+from tldr.report.decisions import Decisions
+from tldr.report.truth import planted
+
+if TYPE_CHECKING:
+    import wandb
+
+_BINS = 64
+_PICTURE = 256  # pixels of the longer side
+
+
+def no_logger(**_: Any) -> Logger:
+    """A logger that keeps nothing; takes the arguments of any other."""
+    return DummyLogger()
+
+
+def finish(logger: Logger) -> None:
+    """Close the run, so that the next job of a sweep begins its own."""
+    logger.finalize("success")
+    run = live_run(logger.experiment)  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
+    if run is not None:
+        run.finish()
+
+
+def live_run(experiment: object) -> wandb.Run | None:
+    """The experiment, if it is a W&B run that records."""
+    if not type(experiment).__module__.startswith("wandb."):
+        return None
+    run = cast("wandb.Run", experiment)
+    return None if run.disabled else run
+
+
+# --- a selection ----------------------------------------------------------------------------------------------------
+
+
+def log_selection(
+    experiment: object,
+    pool: Pairs,
+    decisions: pa.Table,
+    *,
+    facts: Mapping[str, object],
+    examples: int = 64,
+    seed: int = 0,
+) -> None:
+    """Histograms of every score and of the captions' words, in the pool and in what was kept; their means and the
+    ``facts`` in the run's summary; a table of ``examples``."""
+    run = live_run(experiment)
+    if run is None:
+        return
+    import wandb
+
+    made = Decisions(pool, decisions)
+    panels: dict[str, Any] = {}
+    for name, values in {**made.scores, "words": made.words}.items():
+        edges = np.histogram_bin_edges(values, _BINS)  # the same for both, so that they can be laid over each other
+        for where, part in (("pool", values), ("kept", values[made.kept])):
+            panels[f"{where}/{name}"] = wandb.Histogram(np_histogram=np.histogram(part, edges))
+            run.summary[f"{where}/{name}_mean"] = float(part.mean())
+    for where, rows in (("pool", np.arange(len(pool))), ("kept", np.flatnonzero(made.kept))):
+        run.summary.update({f"{where}/{disease}": share for disease, share in planted(pool, rows).items()})
+    run.summary.update({f"selection/{name}": value for name, value in facts.items()})
+    run.log({**panels, "pairs": _examples(made, examples, seed)})
+
+
+def _examples(made: Decisions, count: int, seed: int) -> wandb.Table:
+    """Pairs from both ends of the kept and of the dropped."""
+    import wandb
+
+    store, pool = ImageStore(made.pool.root), made.pool
+    galleries = made.galleries(max(1, count // 4), seed=seed)
+    data = []
+    for gallery in galleries:
+        for row in gallery.rows.tolist():
+            try:
+                picture = store.load(pool.images[row].as_py())
+                picture.thumbnail((_PICTURE, _PICTURE))
+                shown = wandb.Image(picture, file_type="jpg")
+            except ImageError:
+                shown = None  # an empty cell: the pair is listed all the same
+            scores = [float(values[row]) for values in made.scores.values()]
+            told = [gallery.title, bool(made.kept[row]), made.reason(row), *scores, pool.uids[row].as_py()]
+            data.append([shown, pool.captions[row].as_py(), *told])
+    return wandb.Table(columns=["picture", "caption", "example of", "kept", "reason", *made.scores, "uid"], data=data)
+
+
+# --- lineage --------------------------------------------------------------------------------------------------------
+
+
+def artifact_name(pairs: Pairs) -> str:
+    """What a pool (``shapes-1f3a...``) or a subset (``shapes-tldr-77b0...``) is called wherever it is made or used."""
+    names = pairs.provenance.get("names", {})
+    parts = [names.get("data", pairs.provenance.get("data", "pairs")), names.get("selector"), pairs.hash]
+    return "-".join(part for part in parts if part)
+
+
+def log_pairs_artifact(
+    experiment: object, pairs: Pairs, path: str | Path, *, name: str, type: str, parent: str | None = None
+) -> None:
+    """These pairs, which lie at ``path``, are an output of the run; ``parent`` is the hash of the pool they are
+    from."""
+    run = live_run(experiment)
+    if run is not None:
+        content = {"hash": pairs.hash, "rows": len(pairs), "root": pairs.root, "parent": parent}
+        run.log_artifact(_artifact(run, path, name=name, type=type, content=content))
+
+
+def use_pairs_artifact(experiment: object, pairs: Pairs, path: str | Path, *, name: str, type: str) -> None:
+    """These pairs are an input of the run: the artifact of this name, which is made where the server has none."""
+    run = live_run(experiment)
+    if run is None:
+        return
+    content = {"hash": pairs.hash, "rows": len(pairs), "root": pairs.root, "parent": pairs.provenance.get("parent")}
+    artifact = _artifact(run, path, name=name, type=type, content=content)
+    if run.offline:
+        return
+    import wandb
+
+    try:
+        run.use_artifact(f"{name}:latest")
+    except (wandb.Error, ValueError):  # not there: the run that made it was offline, or nobody logged it
+        run.use_artifact(artifact)
+
+
+def log_file_artifact(experiment: object, path: str | Path, *, name: str, type: str, parent: str | None = None) -> None:
+    """A file, such as a checkpoint, is an output of the run. ``parent`` is the hash of the pairs it was made from."""
+    run = live_run(experiment)
+    if run is not None:
+        stat = Path(path).stat()
+        content = {"bytes": stat.st_size, "written": stat.st_mtime, "parent": parent}
+        run.log_artifact(_artifact(run, path, name=name, type=type, content=content))
+
+
+def _artifact(run: wandb.Run, path: str | Path, *, name: str, type: str, content: Mapping[str, Any]) -> wandb.Artifact:
+    """An artifact that refers to ``path``; writes ``lineage/<type>/...`` into the run's config."""
+    import wandb
+
+    lineage = {f"lineage/{type}/{key}": value for key, value in {"name": name, **content}.items() if value is not None}
+    run.config.update(lineage, allow_val_change=True)
+    artifact = wandb.Artifact(name, type, metadata=dict(content))
+    file = Path(path).resolve()
+    file = file / "pairs.arrow" if file.is_dir() else file
+    artifact.add_reference(file.as_uri(), checksum=False)  # which would read a pool of any size
+    with artifact.new_file("content.json") as handle:  # else another file at the same path would be the same version
+        json.dump(content, handle, sort_keys=True)
+    return artifact
+
+
+# --- captions while training ----------------------------------------------------------------------------------------
+
+
+class Writer(Protocol):
+    """A module that captions pictures."""
+
+    def generate(self, images: Any, *, strategy: str) -> list[str]:
+        """A caption for each of (B, 3, H, W) pictures."""
+        ...
+
+
+class CaptionTable(L.Callback):
+    """Every ``every_n_steps`` optimiser steps, and at the end: a table of ``count`` pictures of the training pairs,
+    always the same, with the original captions and those that the model now writes. Training goes on as if it had not
+    happened: the random state and the modules' modes are put back."""
+
+    def __init__(self, *, every_n_steps: int, count: int = 16, strategy: str = "greedy") -> None:
+        if every_n_steps < 1 or count < 1:
+            raise ValueError(f"every_n_steps={every_n_steps} and count={count} must be at least 1")
+        self.every_n_steps, self.count, self.strategy = every_n_steps, count, strategy
+        self._logged = 0  # the step of the last table: with accumulated gradients, several batches share a step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log where it is time."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log what it has learned."""
+        self._log(trainer, pl_module)
+
+    def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        run = live_run(cast(Any, trainer.logger).experiment if trainer.logger is not None else None)
+        if run is None or trainer.global_step == self._logged:
+            return
+        import wandb
+
+        self._logged = trainer.global_step
+        dataset: PairsDataset = trainer.datamodule.dataset  # pyright: ignore[reportAttributeAccessIssue]
+        rows = np.unique(np.linspace(0, len(dataset) - 1, self.count).round().astype(int)).tolist()
+        plain = PairsDataset(dataset.pairs, image_size=dataset.image_size)  # without augmentation
+        batch = next(iter(ordered_loader(Subset(plain, rows), batch_size=len(rows))))
+        with isolate_rng():
+            captions = self._generate(trainer, module, batch["images"].to(module.device))
+        cells = zip(batch["images"], batch["captions"], captions, _uids(dataset.pairs, rows), strict=True)
+        data = [[wandb.Image(image, file_type="jpg"), old, new, uid] for image, old, new, uid in cells]
+        table = wandb.Table(columns=["picture", "original", "generated", "uid"], data=data)
+        run.log({"captions": table, "trainer/global_step": trainer.global_step})
+
+    def _generate(self, trainer: L.Trainer, module: L.LightningModule, images: Any) -> list[str]:
+        modes = [(part, part.training) for part in module.modules()]
+        module.eval()
+        try:
+            with trainer.precision_plugin.forward_context():
+                return cast(Writer, module).generate(images, strategy=self.strategy)
+        finally:
+            for part, training in modes:  # not train(): a frozen part must stay in evaluation mode
+                part.training = training
+
+
+def _uids(pairs: Pairs, rows: Sequence[int]) -> list[str]:
+    return [pairs.uids[row].as_py() for row in rows]
