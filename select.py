@@ -11,8 +11,8 @@ if __name__ == "select":
     from importlib.machinery import PathFinder
     from importlib.util import module_from_spec
 
-    this = os.path.realpath(__file__)
-    elsewhere = [entry for entry in sys.path if os.path.realpath(os.path.join(entry, "select.py")) != this]
+    # The real one is compiled; whatever else is called select.py is a file like this, perhaps of another copy.
+    elsewhere = [entry for entry in sys.path if not os.path.isfile(os.path.join(entry, "select.py"))]
     spec = PathFinder.find_spec("select", elsewhere)
     assert spec is not None
     assert spec.loader is not None

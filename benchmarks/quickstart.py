@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of every training")
     parser.add_argument("--size", type=int, default=16_000, help="pairs of the pool")
     parser.add_argument("--scorer-steps", type=int, default=800)
+    parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
 
     start = time.perf_counter()
@@ -65,9 +66,9 @@ def main() -> None:
                 subset = pool
             else:
                 folder = f"{out}/seed{given.seed}/{name}"
-                steps = f"training.max_steps={given.scorer_steps}"
+                steps = f"training.max_steps={given.scorer_steps}", f"training.batch_size={given.batch_size}"
                 subset, seconds = command(
-                    "select", f"selector={name}", "compression=0.75", steps, f"out={folder}", *common
+                    "select", f"selector={name}", "compression=0.75", *steps, f"out={folder}", *common
                 )
                 ledger = json.loads(Path(folder, "ledger.json").read_text())
                 stages.update({f"{name}/{stage['name']}": stage["seconds"] for stage in ledger})

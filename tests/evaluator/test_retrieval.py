@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tldr.data.loading import PairsDataset
+from tldr.data.tokenizer import Tokenizer
 from tldr.evaluator import retrieval
 from tldr.evaluator.retrieval import Retrieval, hit_probability
+from tldr.model.blip import Blip
 from tldr.pairs import Pairs, derive_uid
 
 N_IMAGES, E = 15, 4
@@ -230,6 +233,31 @@ def test_a_perfect_judge_finds_what_similarity_proposes(pairs, owner, embeddings
     for way in ("tr", "ir"):
         assert again[f"retrieval/{way}@1"] == pytest.approx(plain[f"retrieval/{way}@5"])
         assert again[f"retrieval/{way}@10"] == pytest.approx(plain[f"retrieval/{way}@10"])
+
+
+def test_blip_is_evaluated_and_reranked(pairs, owner):
+    torch.manual_seed(0)
+    model = Blip(
+        tokenizer=Tokenizer.learn(pairs.captions.to_pylist()).json,
+        image={"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2},
+        text={"width": 16, "depth": 1, "heads": 2, "max_length": 14},
+        optimizer={"lr": 1e-3},
+        queue_size=0,
+    )
+    for parameter in model.matcher.parameters():
+        torch.nn.init.normal_(parameter, std=30)  # opinions that outweigh the similarity
+    plain, again = evaluate(model, pairs, batch_size=8), evaluate(model, pairs, batch_size=8, rerank_k=1000)
+    with torch.inference_mode():
+        model.eval()
+        data, captions = PairsDataset(pairs, image_size=32), pairs.captions.to_pylist()
+        images = torch.stack([data.image(row) for row in range(len(pairs))])
+        odds = torch.stack([model.match(model.image_tokens(images), [text] * len(pairs)) for text in captions], 1)
+        scores = (odds + model.embed_images(images) @ model.embed_texts(captions).T).double()
+    _, first = np.unique(data.image_ids, return_index=True)
+    scores = scores[first].numpy()
+    expected = count(scores, scores.T, data.image_ids)
+    assert {name: again[name] for name in NAMES} == pytest.approx(expected)
+    assert again != plain
 
 
 def test_errors_say_what_to_do(pairs, embeddings):

@@ -41,6 +41,15 @@ def test_alignment_comes_before_other_scores(pool):
     assert list(made.scores) == ["alignment", "distance"]  # a place in a draw is no score
 
 
+def test_galleries_go_by_the_score_that_decided(pool):
+    worth = np.random.default_rng(0).permutation(40).astype(np.float32)
+    kept = np.sort(np.argsort(-worth)[:10])
+    scores = {"alignment": worth + np.arange(40, dtype=np.float32), "worth": worth}
+    galleries = Decisions(pool, Selection(kept, [""] * 40, scores).decisions(pool)).galleries(3, seed=0)
+    assert galleries[2].note == "highest worth of the dropped"
+    assert worth[galleries[2].rows].tolist() == [29, 28, 27]
+
+
 def test_without_scores_a_draw(pool):
     made = Decisions(pool, Selection(np.arange(10), [""] * 40, {"draw": np.arange(40)}).decisions(pool))
     galleries = shown(made)
@@ -48,6 +57,12 @@ def test_without_scores_a_draw(pool):
     assert set(galleries["Kept"]) <= set(range(10))
     assert set(galleries["Dropped"]) <= set(range(10, 40))
     assert galleries == shown(made) != shown(made, seed=1)
+
+
+def test_nothing_dropped(pool):
+    score = np.arange(40, dtype=np.float32)
+    galleries = shown(Decisions(pool, Selection(np.arange(40), [""] * 40, {"alignment": score}).decisions(pool)))
+    assert galleries == {"Best kept": [39, 38, 37], "Borderline, kept": [2, 1, 0]}
 
 
 def test_one_pair_kept_is_shown_once(pool):

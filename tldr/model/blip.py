@@ -7,7 +7,7 @@
 
 One text transformer plays all three roles; its decoder differs in self-attention only. Where the published code assumes
 millions of pictures, each seen once in a long while, ours may be few and have several captions: another caption of a
-picture counts as its positive in ITC (as in BLIP's fine-tuning for retrieval) and is no negative in ITM. With distinct
+picture counts as its positive in ITC (as in ALBEF's fine-tuning for retrieval) and is no negative in ITM. With distinct
 pictures and captions the losses are the published ones.
 
 Shapes: B pairs of this process, M keys (B of the batch and those in the queue), L image tokens, T text tokens, D width,
@@ -32,15 +32,18 @@ from tldr.nn.momentum import Queue, follow, momentum_copy
 from tldr.nn.text import TextTransformer
 from tldr.nn.vision import ImageEncoder
 
+POOLINGS = ("cls", "mean")
 TEMPERATURES = (0.001, 0.5)
 
 
 class Encoders(nn.Module):
     """Both unimodal encoders and their projections: what the momentum copy is a copy of."""
 
-    def __init__(self, image: ImageEncoder, text: TextTransformer, embed_dim: int) -> None:
+    def __init__(self, image: ImageEncoder, text: TextTransformer, embed_dim: int, text_pooling: str) -> None:
         super().__init__()
-        self.image, self.text = image, text
+        if text_pooling not in POOLINGS:
+            raise ValueError(f"text_pooling={text_pooling!r}; choose from {', '.join(POOLINGS)}")
+        self.image, self.text, self.text_pooling = image, text, text_pooling
         self.image_projection = nn.Linear(image.width, embed_dim)
         self.text_projection = nn.Linear(text.width, embed_dim)
 
@@ -50,14 +53,23 @@ class Encoders(nn.Module):
         return tokens, F.normalize(self.image_projection(self.image.pool(tokens)).float(), dim=-1)
 
     def encode_texts(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) -> (B, E) unit embeddings, of [CLS]."""
-        return F.normalize(self.text_projection(self.text(tokens, mask)[:, 0]).float(), dim=-1)
+        """(B, T) -> (B, E) unit embeddings."""
+        hidden = self.text(tokens, mask)
+        if self.text_pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
 
 class Blip(Model):
     """``image`` and ``text`` are the arguments of `ImageEncoder` and `TextTransformer`; ``tokenizer`` is a `Tokenizer`
-    as JSON. ``alpha`` is reached in ``alpha_ramp`` of the run's steps (published: in 2 of 20 epochs). ``queue_size`` is
-    to be small beside the number of pairs (published: 57,600 of 14M)."""
+    as JSON. ``alpha`` is reached in ``alpha_ramp`` of the run's steps (published: in 2 of 20 epochs).
+
+    The defaults are the published ones, made for long runs from pre-trained encoders. A short run from scratch wants
+    others (``conf/model/blip.yaml`` has figures): the mean of the text's tokens instead of [CLS], a faster teacher, and
+    no queue, whose entries are soon so old that they are told from the batch by their age, not by what they show.
+    """
 
     def __init__(
         self,
@@ -67,6 +79,7 @@ class Blip(Model):
         text: Mapping[str, Any],
         optimizer: Mapping[str, Any],
         embed_dim: int = 256,
+        text_pooling: str = "cls",
         queue_size: int = 57_600,
         momentum: float = 0.995,
         temperature: float = 0.07,
@@ -80,7 +93,7 @@ class Blip(Model):
         image_encoder = ImageEncoder(**image)
         width, self.image_size = image_encoder.width, image_encoder.image_size
         text_model = TextTransformer(len(self.tokenizer), image_width=width, separate_decoder=True, **text)
-        self.encoders = Encoders(image_encoder, text_model, embed_dim)
+        self.encoders = Encoders(image_encoder, text_model, embed_dim, text_pooling)
         self.matcher = nn.Linear(text_model.width, 2)
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.teacher = momentum_copy(self.encoders)
@@ -188,6 +201,16 @@ class Blip(Model):
         """(B, L, D) and B captions -> (B,) log-odds that they belong together, log p(match) - log p(no match)."""
         scores = self._match_scores(image_tokens, *self._tokenize(captions)).float()
         return scores[:, 1] - scores[:, 0]
+
+    @torch.inference_mode()
+    def signals(self, batch: Batch) -> dict[str, Tensor]:
+        """``embedding`` (B, E) of the picture, ``alignment`` (B,) the log-odds that picture and caption belong together
+        (ITM), ``itc`` (B,) their cosine."""
+        image, embedding = self.encoders.encode_images(batch["images"])
+        tokens, mask = self._tokenize(batch["captions"])
+        scores = self._match_scores(image, tokens, mask).float()
+        itc = (embedding * self.encoders.encode_texts(tokens, mask)).sum(1)
+        return {"embedding": embedding, "alignment": scores[:, 1] - scores[:, 0], "itc": itc}
 
     @torch.inference_mode()
     def generate(self, images: Tensor, **options: Any) -> list[str]:

@@ -72,8 +72,8 @@ class Captioner(Model):
         steps = int(self.trainer.estimated_stepping_batches)
         if self.quantizer is not None and not self.quantizer.active and steps <= self.quantizer.after:
             raise ValueError(
-                f"the codebook joins after quantizer.after={self.quantizer.after} steps, but training ends after {steps}; "
-                "lower model.quantizer.after or train longer"
+                f"the codebook joins after {self.quantizer.after} steps, but training ends after {steps}: "
+                "lower model.quantizer.after, or train longer"
             )
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:

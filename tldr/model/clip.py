@@ -40,6 +40,8 @@ class Clip(Model):
         self.tokenizer = Tokenizer(tokenizer)
         self.image_encoder = ImageEncoder(**image)
         self.text_encoder = TextTransformer(len(self.tokenizer), **text)
+        self.text_encoder.head.requires_grad_(False)  # it writes nothing: DDP refuses weights that no loss reaches
+        self.text_encoder.head_bias.requires_grad_(False)
         self.image_size = self.image_encoder.image_size
         self.image_projection = nn.Linear(self.image_encoder.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_encoder.width, embed_dim, bias=False)

@@ -46,7 +46,7 @@ class Queue(nn.Module):
     """The last ``size`` pairs: image and text embeddings and the number of the picture, the oldest overwritten first.
 
     BLIP fills an empty queue with random vectors and needs a size that the batch divides. Here an empty place is not an
-    entry, and a batch wraps around the end.
+    entry, and a batch wraps around the end. Of ``size`` 0, it never holds any.
     """
 
     image: Tensor
@@ -77,11 +77,13 @@ class Queue(nn.Module):
 
         Raises ValueError where they do not fit.
         """
+        if self.size == 0:
+            return
         image, text, ids = gather(image), gather(text), gather(ids)
         if len(ids) > self.size:
             raise ValueError(
                 f"queue_size={self.size} is less than the batch of all processes together: take at least {len(ids)} "
-                f"(BLIP's is 20 batches, here {20 * len(ids)}), or lower the batch size"
+                f"(BLIP's is 20 batches, here {20 * len(ids)}), or 0 for no queue"
             )
         places = (self.added + torch.arange(len(ids), device=self.added.device)) % self.size
         self.image[places] = image.to(self.image.dtype)

@@ -107,7 +107,7 @@ class Quantizer(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.broadcast(codes := codes.contiguous(), 0)
         self.vq.codebook = codes
-        # The moving average rebuilds the codes from embed_avg / cluster_size: set both, or the first step undoes the init.
+        # The moving average rebuilds codes from embed_avg / cluster_size: set both, or the first step undoes the init.
         book: Any = self.vq._codebook
         book.embed_avg.copy_(book.embed)
         book.cluster_size.fill_(1.0)

@@ -55,8 +55,8 @@ class Decisions:
         return self.table["reason"][row].as_py()
 
     def galleries(self, count: int, *, seed: int) -> list[Gallery]:
-        """At most ``count`` pairs each from both ends of the kept and of the dropped, by the first score; where there
-        is none, drawn. Which end is the better one is seen from what was kept."""
+        """At most ``count`` pairs each from both ends of the kept and of the dropped, by the score that tells these
+        apart best; where there is none, drawn. Which end is the better one is seen from what was kept."""
         rng = np.random.default_rng(seed)
         kept, dropped = np.flatnonzero(self.kept), np.flatnonzero(~self.kept)
         if not self.scores:
@@ -64,8 +64,9 @@ class Decisions:
                 Gallery("Kept", "drawn at random", _draw(kept, 2 * count, rng)),
                 Gallery("Dropped", "drawn at random", _draw(dropped, 2 * count, rng)),
             ]
-        name, score = next(iter(self.scores.items()))
-        rises = not len(dropped) or score[kept].mean() >= score[dropped].mean()
+        gaps = {name: self._gap(score) for name, score in self.scores.items()}
+        name = max(gaps, key=lambda name: abs(gaps[name]))
+        score, rises = self.scores[name], gaps[name] >= 0
         high, low = ("highest", "lowest") if rises else ("lowest", "highest")
         kept, dropped = (
             rows[np.argsort(-score[rows] if rises else score[rows], kind="stable")] for rows in (kept, dropped)
@@ -77,6 +78,12 @@ class Decisions:
             ("Worst dropped", f"{low} {name} of the dropped", _tail(dropped, count)),
         ]
         return [Gallery(title, note, _draw(rows, count, rng)) for title, note, rows in ends if len(rows)]
+
+    def _gap(self, score: np.ndarray) -> float:
+        """By how many standard deviations the kept are above the dropped; 0 where either is empty or all are equal."""
+        if self.kept.all() or not score.std():
+            return 0.0
+        return float((score[self.kept].mean() - score[~self.kept].mean()) / score.std())
 
     def divided_clusters(self, count: int, each: int, *, seed: int) -> list[tuple[int, Gallery, Gallery]]:
         """``count`` clusters of which some pairs were kept and some dropped, with at most ``each`` of both."""

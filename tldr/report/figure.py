@@ -115,5 +115,13 @@ def _legend(axes: Axes, title: str, pool: str, kept: str) -> None:
     at = {"transform": axes.transAxes, "fontsize": 9, "ha": "right"}
     right = axes.text(1, 1.13, kept, color=KEPT, fontweight="bold", **at)
     axes.annotate(
-        pool, (0, 0), (-12, 0), xycoords=right, textcoords="offset points", color=MUTED, fontsize=9, ha="right"
+        pool,
+        (0, 0),
+        (-12, 0),
+        xycoords=right,
+        textcoords="offset points",
+        color=MUTED,
+        fontsize=9,
+        ha="right",
+        va="bottom",
     )

@@ -90,7 +90,7 @@ def _truth(made: Decisions, seed: int) -> Iterator[str]:
         return
     drawn = np.random.default_rng(seed).choice(len(pool), len(kept), replace=False)
     columns = [planted(pool, rows) for rows in (np.arange(len(pool)), drawn, kept)]
-    names = {"mismatched": "Captions of another picture", "duplicates": "Repetitions of another kept pair's scene"}
+    names = {"mismatched": "Captions of another picture", "duplicates": "Pairs that repeat another's scene"}
     rows = [[names[name], *(f"{100 * column[name]:.1f} %" for column in columns)] for name in columns[0]]
     if "truth_rarity" in pool.table.column_names:
         rarity = pool.column("truth_rarity")

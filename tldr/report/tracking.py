@@ -215,8 +215,8 @@ class CaptionTable(L.Callback):
         dataset: PairsDataset = trainer.datamodule.dataset  # pyright: ignore[reportAttributeAccessIssue]
         rows = np.unique(np.linspace(0, len(dataset) - 1, self.count).round().astype(int)).tolist()
         plain = PairsDataset(dataset.pairs, image_size=dataset.image_size)  # without augmentation
-        batch = next(iter(ordered_loader(Subset(plain, rows), batch_size=len(rows))))
-        with isolate_rng():
+        with isolate_rng():  # a loader draws a seed, too
+            batch = next(iter(ordered_loader(Subset(plain, rows), batch_size=len(rows))))
             captions = self._generate(trainer, module, batch["images"].to(module.device))
         cells = zip(batch["images"], batch["captions"], captions, _uids(dataset.pairs, rows), strict=True)
         data = [[wandb.Image(image, file_type="jpg"), old, new, uid] for image, old, new, uid in cells]

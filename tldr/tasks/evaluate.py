@@ -53,13 +53,14 @@ def run(
     tracker = logger(name=f"{names['evaluator']}-{'-'.join(file.parts[-3:-1])}", job_type="evaluate", save_dir=folder)
     tracker.log_hyperparams({**(config or {}), "lineage/evaluated_on": measured.hash})
 
-    numbers = evaluator(model, measured)
+    with ledger.stage("evaluate"):
+        numbers = evaluator(model, measured)
 
     tracker.log_metrics(numbers)
     finish(tracker)
     written = write_json(
         folder / f"evaluation-{names['evaluator']}-{on}.json",
-        {"checkpoint": str(file), "pairs": measured.hash, "metrics": numbers},
+        {"checkpoint": str(file), "pairs": measured.hash, "metrics": numbers, "ledger": list(map(vars, ledger.stages))},
     )
     width = max(map(len, numbers))
     print("\n".join(f"{name:<{width}}  {value:8.2f}" for name, value in numbers.items()))

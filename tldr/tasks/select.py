@@ -25,7 +25,14 @@ from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.refiner.base import Refiner
 from tldr.report.selection import write_report
-from tldr.report.tracking import CaptionTable, artifact_name, finish, log_pairs_artifact, log_selection
+from tldr.report.tracking import (
+    CaptionTable,
+    artifact_name,
+    finish,
+    log_pairs_artifact,
+    log_selection,
+    use_pairs_artifact,
+)
 from tldr.selector.base import Selector, keep_count
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
@@ -195,6 +202,6 @@ def _log(
     experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
     log_selection(experiment, pool, decisions, facts=facts)
     at = cache / "pools" / pool.hash
-    log_pairs_artifact(experiment, pool, at, name=artifact_name(pool), type="pool")
+    use_pairs_artifact(experiment, pool, at, name=artifact_name(pool), type="pool")
     log_pairs_artifact(experiment, subset, folder, name=artifact_name(subset), type="subset", parent=pool.hash)
     finish(tracker)

@@ -46,7 +46,7 @@ def run(
 ) -> Path:
     """Train on ``pairs`` (a folder of `select.py`'s), or on the pool that ``data`` reads; return the checkpoint."""
     source = Path("outputs", names["data"], "full") if pairs is None else Path(pairs)
-    home = source.parent if source.suffix else source  # pairs=.../pairs.arrow stands in its folder
+    home = source.parent if source.suffix == ".arrow" else source
     folder = Path(out) if out else home / f"{names['model']}-s{seed}" / names.get("overrides", "")
     folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger()

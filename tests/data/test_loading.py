@@ -1,0 +1,151 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tldr.data.images import ImageStore
+from tldr.data.loading import AUGMENTATIONS, PairsData, PairsDataset, RandAugment, collate, ordered_loader, transform
+from tldr.pairs import Pairs
+
+
+@pytest.fixture
+def pairs(tmp_path, picture) -> Pairs:
+    """Twelve pairs of six pictures; the pictures of uid 04 and 05 cannot be decoded."""
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", seed=i)
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:700])
+    rows = range(12)
+    return Pairs.build(
+        {
+            "uid": [f"{i:02d}" for i in rows],
+            "image": [f"{i // 2}.png" for i in rows],
+            "caption": [f"caption {i}" for i in rows],
+        },
+        root=tmp_path,
+    )
+
+
+def epochs(data: PairsData, count: int = 2) -> list[list[int]]:
+    loader = data.train_dataloader()
+    return [[row for batch in loader for row in batch["rows"].tolist()] for _ in range(count)]
+
+
+def test_the_order_depends_on_the_seed_alone(tiny_pool):
+    options = {"image_size": 8, "batch_size": 32}
+    first = epochs(PairsData(tiny_pool, seed=3, **options))
+    torch.manual_seed(99)
+    torch.randn(5)
+    assert epochs(PairsData(tiny_pool, seed=3, **options)) == first
+    assert epochs(PairsData(tiny_pool, seed=3, num_workers=2, **options)) == first
+    assert epochs(PairsData(tiny_pool, seed=3, augment="randaugment", **options)) == first
+    assert epochs(PairsData(tiny_pool, seed=4, **options)) != first
+
+
+def test_an_epoch_is_full_batches_of_different_pairs(tiny_pool):
+    data = PairsData(tiny_pool, image_size=8, batch_size=32)
+    assert {len(batch["captions"]) for batch in data.train_dataloader()} == {32}
+    one, other = epochs(data)
+    assert len(one) == len(set(one)) == 384
+    assert one != other
+    with pytest.raises(ValueError, match="batch_size=401, but there are only 400 pairs"):
+        PairsData(tiny_pool, image_size=8, batch_size=401)
+
+
+def test_a_batch_holds_its_pairs(tiny_pool):
+    dataset = PairsDataset(tiny_pool, image_size=32)
+    batches = list(ordered_loader(dataset, batch_size=150))
+    assert [len(batch["captions"]) for batch in batches] == [150, 150, 100]
+    assert torch.cat([batch["rows"] for batch in batches]).tolist() == list(range(400))
+    assert [text for batch in batches for text in batch["captions"]] == tiny_pool.captions.to_pylist()
+    assert not any(error for batch in batches for error in batch["errors"])
+    images = torch.cat([batch["images"] for batch in batches])
+    assert images.dtype == torch.uint8
+    store = ImageStore(tiny_pool.root)
+    for row in (0, 149, 150, 399):  # pictures of the size that is asked for come as they are
+        expected = np.asarray(store.load(tiny_pool.images[row].as_py()))
+        assert np.array_equal(images[row].permute(1, 2, 0), expected)
+
+
+def test_workers_change_nothing(tiny_pool):
+    dataset = PairsDataset(tiny_pool, image_size=16)
+    for one, other in zip(
+        ordered_loader(dataset, batch_size=150), ordered_loader(dataset, batch_size=150, num_workers=1), strict=True
+    ):
+        assert torch.equal(one["images"], other["images"])
+        assert one["captions"] == other["captions"]
+
+
+def test_pairs_of_one_picture_share_its_number(pairs):
+    batch = collate([PairsDataset(pairs, image_size=8)[row] for row in (0, 1, 2, 11)])
+    one, same, *others = batch["image_ids"].tolist()
+    assert one == same
+    assert len({one, *others}) == 3
+    assert torch.equal(batch["images"][0], batch["images"][1])
+
+
+def test_the_cache_changes_nothing_and_spares_decoding(pairs, tmp_path):
+    plain, cached = PairsDataset(pairs, image_size=8), PairsDataset(pairs, image_size=8, cache=True)
+    rows = [0, 1, 6, 7, 10]
+    expected = [plain[row]["image"] for row in rows]
+    cached[0], cached[6], cached[10]
+    for file in tmp_path.glob("*.png"):
+        file.unlink()
+    assert all(torch.equal(cached[row]["image"], image) for row, image in zip(rows, expected, strict=True))
+    with pytest.raises(ValueError, match="pair 02: 1.png: missing file"):
+        cached[2]
+    with pytest.raises(ValueError, match="cache=true .* cannot go with augment=crop"):
+        PairsDataset(pairs, image_size=8, augment="crop", cache=True)
+
+
+def test_what_cannot_be_decoded_stops_the_run_with_its_uid(pairs):
+    with pytest.raises(ValueError, match=r"pair 05: 2\.png: truncated.*verify=decode"):
+        PairsDataset(pairs, image_size=8)[5]
+
+
+def test_or_is_black_and_says_why(pairs):
+    dataset = PairsDataset(pairs, image_size=8, tolerant=True, cache=True)
+    batch = next(iter(ordered_loader(dataset, batch_size=12)))
+    assert [row for row, error in enumerate(batch["errors"]) if error] == [4, 5]
+    assert "2.png: truncated" in batch["errors"][4]
+    assert not batch["images"][4:6].any()
+    assert batch["images"].flatten(1).any(1).sum() == 10
+    assert batch["captions"][4] == "caption 4"
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((90, 60))
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_transforms_give_square_bytes(photo, augment):
+    torch.manual_seed(0)
+    images = [transform(32, augment)(photo) for _ in range(12)]
+    assert all(image.dtype == torch.uint8 and image.shape == (3, 32, 32) for image in images)
+    distinct = len({image.numpy().tobytes() for image in images})
+    assert distinct == 1 if augment == "none" else distinct > 8
+
+
+def test_evaluation_sees_the_whole_picture(photo):
+    expected = np.asarray(photo.resize((32, 32), Image.Resampling.BICUBIC))
+    assert np.array_equal(transform(32)(photo).permute(1, 2, 0), expected)
+
+
+def test_randaugment_has_blips_ten_operations(photo):
+    # BLIP, data/__init__.py: RandomAugment(2, 5, isPIL=True, augs=[...])
+    blip = "Identity AutoContrast Equalize Brightness Sharpness ShearX ShearY TranslateX TranslateY Rotate".split()
+    assert sorted(RandAugment._AUGMENTATION_SPACE) == sorted(blip)
+    torch.manual_seed(0)
+    augment, drawn = RandAugment(2, 5), set()
+    original = augment._apply_image_or_video_transform
+    augment._apply_image_or_video_transform = lambda *given, **options: drawn.add(given[1]) or original(*given, **options)
+    for _ in range(60):
+        augment(photo)
+    assert drawn == set(blip)
+
+
+def test_an_unknown_augmentation_is_named():
+    with pytest.raises(ValueError, match="augment='flip'; choose from none, crop, randaugment"):
+        transform(32, "flip")
+

@@ -1,0 +1,159 @@
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer as HubTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tldr.data.tokenizer import SPECIAL, Tokenizer
+
+COLOURS, SHAPES = ("red", "green", "blue", "turquoise"), ("circle", "square", "triangle", "heart")
+CORPUS = [f"a {c} {s} above a large {d}, {t}." for c in COLOURS for d in COLOURS for s in SHAPES for t in SHAPES]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.learn(CORPUS, vocab_size=60)
+
+
+def test_learning_does_not_depend_on_the_order(tokenizer):
+    for seed in range(3):
+        corpus = list(CORPUS)
+        random.Random(seed).shuffle(corpus)
+        assert Tokenizer.learn(iter(corpus), vocab_size=60).json == tokenizer.json
+
+
+def test_nor_on_the_process(tokenizer):
+    script = (
+        "import hashlib, sys; from test_tokenizer import CORPUS; from tldr.data.tokenizer import Tokenizer;"
+        "corpus = [text for text in set(CORPUS) for _ in range(CORPUS.count(text))];"  # a set: in the order of the hashes
+        "print(hashlib.sha256(Tokenizer.learn(corpus, vocab_size=60).json.encode()).hexdigest())"
+    )
+    path = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1", "PYTHONPATH": path}
+    printed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == hashlib.sha256(tokenizer.json.encode()).hexdigest()
+
+
+def test_captions_come_back(tokenizer):
+    texts = [CORPUS[0], CORPUS[-1], "a heart", "blue", "square, circle. a red heart"]
+    tokens, mask = tokenizer(texts, max_length=60)
+    assert tokenizer.decode(tokens.tolist()) == texts
+    assert tokenizer.decode([row[m].tolist() for row, m in zip(tokens, mask, strict=True)]) == texts
+    assert tokenizer.decode(tokenizer(["A RED Heart"], max_length=60)[0].tolist()) == ["a red heart"]
+
+
+def test_a_row_is_start_text_end_and_pads(tokenizer):
+    tokens, mask = tokenizer(["a red circle above a large blue, heart.", "a heart"], max_length=60)
+    assert tokens.dtype == torch.int64
+    assert mask.dtype == torch.bool
+    for row, real in zip(tokens, mask, strict=True):
+        length = int(real.sum())
+        assert real[:length].all()
+        assert row[0] == tokenizer.cls
+        assert row[length - 1] == tokenizer.sep == tokenizer.end
+        assert (row[length:] == tokenizer.pad).all()
+    assert mask[0].all()  # no wider than the longest
+    assert not mask[1].all()
+    started, _ = tokenizer(["a heart"], max_length=60, start=tokenizer.dec)
+    assert started[0, 0] == tokenizer.dec
+    assert torch.equal(started[0, 1:], tokens[1, 1 : started.shape[1]])
+
+
+def test_what_is_too_long_is_cut_and_ends_all_the_same(tokenizer):
+    long = ("a red circle above a large blue heart, " * 300)[:10_000]
+    whole, _ = tokenizer([long], max_length=100_000)
+    tokens, mask = tokenizer([long, "a heart"], max_length=16)
+    assert tokens.shape == (2, 16)
+    assert whole.shape[1] > 1000
+    assert torch.equal(tokens[0, :15], whole[0, :15])
+    assert tokens[0, -1] == tokenizer.sep
+    assert mask[0].all()
+    exact, _ = tokenizer([long[:23]], max_length=60)
+    again, _ = tokenizer([long[:23]], max_length=exact.shape[1])
+    assert torch.equal(again, exact)
+
+
+def test_no_text_and_no_texts(tokenizer):
+    tokens, mask = tokenizer([], max_length=9)
+    assert tokens.shape == mask.shape == (0, 0)
+    assert tokenizer.decode([]) == []
+    assert tokenizer([""], max_length=9)[0].tolist() == [[tokenizer.cls, tokenizer.sep]]
+
+
+def test_what_was_never_seen_is_unknown(tokenizer):
+    tokens, _ = tokenizer(["a 犬 heart", "🏖"], max_length=60)
+    assert [int((row == tokenizer.unk).sum()) for row in tokens] == [1, 1]
+    assert tokenizer.decode(tokens.tolist())[0].split() == ["a", "heart"]
+
+
+def test_hostile_captions_are_text(tokenizer, hostile):
+    tokens, mask = tokenizer([hostile], max_length=30)
+    assert mask.all()
+    assert 3 <= tokens.shape[1] <= 30
+    assert not (set(tokens[0, 1:-1].tolist()) & {tokenizer.pad, tokenizer.sep, tokenizer.cls, tokenizer.dec})
+
+
+@pytest.mark.parametrize("special", SPECIAL)
+def test_a_caption_cannot_say_special_tokens(special):
+    """Else "[PAD]" would hide a word of the batch and "[SEP]" end the caption."""
+    tokenizer = Tokenizer.learn([f"a {special} heart"] * 4)
+    plain, mask = tokenizer([f"a {special} heart", "a"], max_length=60)
+    assert mask[0].all()
+    body = plain[0, 1:-1].tolist()
+    assert tokenizer._tokenizer.token_to_id(special) not in body
+    assert tokenizer.decode([body]) == [f"a {special.lower()} heart"]
+
+
+def test_specials_have_places_of_their_own(tokenizer):
+    ids = [tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.enc, tokenizer.dec]
+    assert sorted(ids) == list(range(7))
+    assert len(Tokenizer.learn([])) == 7
+
+
+def test_the_vocabulary_is_as_small_as_asked_or_smaller(tokenizer):
+    assert len(tokenizer) == 60
+    large = Tokenizer.learn(CORPUS, vocab_size=8192)
+    assert len(large) < 300
+    assert large(["turquoise"], max_length=9)[0].shape == (1, 3)  # a whole word
+
+
+def test_json_holds_it_whole(tokenizer):
+    again = Tokenizer(tokenizer.json)
+    assert again.json == tokenizer.json
+    texts = [CORPUS[3], "a 犬 [PAD]"]
+    assert torch.equal(again(texts, max_length=60)[0], tokenizer(texts, max_length=60)[0])
+
+
+@pytest.fixture
+def bert(tmp_path) -> Path:
+    """A folder as BERT's: WordPiece, without BLIP's two tokens, with truncation and padding of its own."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "heart", "##s"]
+    hub = HubTokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    hub.normalizer = normalizers.BertNormalizer(lowercase=True)
+    hub.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    hub.enable_padding(length=50)
+    hub.enable_truncation(4)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=hub, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+    )
+    fast.save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+def test_a_published_tokenizer_gains_the_two_tokens_it_lacks(bert):
+    tokenizer = Tokenizer.pretrained(str(bert))
+    assert (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask) == (0, 1, 2, 3, 4)
+    assert {tokenizer.enc, tokenizer.dec} == {9, 10}
+    assert len(tokenizer) == 11
+    tokens, mask = tokenizer(["A red heart red hearts", "dog"], max_length=20)
+    assert tokens.tolist() == [[2, 5, 6, 7, 6, 7, 8, 3], [2, 1, 3, 0, 0, 0, 0, 0]]
+    assert torch.equal(mask, tokens != 0)
+    again = Tokenizer(tokenizer.json)
+    assert (again.enc, again.dec, len(again)) == (tokenizer.enc, tokenizer.dec, 11)

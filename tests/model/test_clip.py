@@ -1,0 +1,146 @@
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from tldr.data.loading import Batch
+from tldr.data.tokenizer import Tokenizer
+from tldr.model.base import load_model
+from tldr.model.clip import Clip
+
+CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("disc", "star on the left")]
+TOKENIZER = Tokenizer.learn(CAPTIONS).json
+B, E = 6, 8
+
+
+def build(*, seed: int = 0, **options) -> Clip:
+    torch.manual_seed(seed)
+    arguments = {
+        "tokenizer": TOKENIZER,
+        "image": {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2},
+        "text": {"width": 12, "depth": 1, "heads": 2, "max_length": 14, "pre_norm": True},
+        "optimizer": {"lr": 3e-3},
+        "embed_dim": E,
+    }
+    return Clip(**(arguments | options))
+
+
+def make_batch(captions=CAPTIONS) -> Batch:
+    count = len(captions)
+    return Batch(
+        images=torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
+        captions=list(captions),
+        rows=torch.arange(count),
+        image_ids=torch.arange(count),
+        errors=[""] * count,
+    )
+
+
+class Repeated(Dataset):
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> Batch:
+        return make_batch()
+
+
+def fit(model: Clip, steps: int) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(Repeated(), batch_size=None))
+    return trainer
+
+
+@pytest.fixture
+def batch():
+    return make_batch()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Clip:
+    model = build()
+    fit(model, 60)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_the_loss_is_the_papers_formula(trained, batch):
+    """Figure 3 of the paper, written out pair by pair."""
+    image, text = trained.embed_images(batch["images"]), trained.embed_texts(batch["captions"])
+    scale, total = trained.log_scale.exp(), 0.0
+    for i in range(B):
+        by_image = torch.stack([scale * image[i] @ text[j] for j in range(B)]).log_softmax(0)
+        by_text = torch.stack([scale * text[i] @ image[j] for j in range(B)]).log_softmax(0)
+        total -= float(by_image[i] + by_text[i]) / (2 * B)
+    assert float(trained.losses(batch)["itc"]) == pytest.approx(total, rel=1e-4)
+
+
+@torch.no_grad()
+def test_training_lowers_the_loss_and_finds_the_pairs(trained, batch):
+    fresh = build().eval()
+    fresh.trainer = trained.trainer
+    assert trained.losses(batch)["itc"] < fresh.losses(batch)["itc"] - 0.5
+    similarity = trained.embed_images(batch["images"]) @ trained.embed_texts(batch["captions"]).T
+    assert similarity.argmax(1).tolist() == list(range(B))
+    assert set(trained.trainer.callback_metrics) >= {"loss", "train/itc"}
+
+
+@torch.no_grad()
+def test_embeddings_are_unit_vectors(trained, batch):
+    for embedding in (trained.embed_images(batch["images"]), trained.embed_texts(batch["captions"])):
+        assert embedding.shape == (B, E)
+        torch.testing.assert_close(embedding.norm(dim=1), torch.ones(B))
+
+
+@torch.no_grad()
+def test_a_pair_is_judged_alike_in_any_company(trained, batch):
+    """A batch's longest caption makes the others' pads, and pictures pass BatchNorm."""
+    whole = trained.signals(batch)
+    for i in (1, 4):
+        one: Batch = {
+            "images": batch["images"][i : i + 1], "captions": [batch["captions"][i]], "rows": batch["rows"][i : i + 1],
+            "image_ids": batch["image_ids"][i : i + 1], "errors": [""],
+        }  # fmt: skip
+        alone = trained.signals(one)
+        torch.testing.assert_close(alone["embedding"], whole["embedding"][i : i + 1])
+        torch.testing.assert_close(alone["alignment"], whole["alignment"][i : i + 1])
+
+
+@torch.no_grad()
+def test_signals_are_the_picture_and_its_cosine_with_the_caption(trained, batch):
+    signals = trained.signals(batch)
+    image, text = trained.embed_images(batch["images"]), trained.embed_texts(batch["captions"])
+    torch.testing.assert_close(signals["embedding"], image)
+    torch.testing.assert_close(signals["alignment"], F.cosine_similarity(image, text))
+    assert trained.constants() == {}
+
+
+def test_all_that_learns_gets_a_gradient(batch):
+    """Else distributed training would need find_unused_parameters."""
+    model = build().train()
+    fit(model, 1)
+    model.zero_grad()
+    model.losses(batch)["itc"].backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@torch.no_grad()
+def test_the_scale_begins_at_the_temperature_and_is_clipped_at_100(trained, batch):
+    assert float(build(temperature=0.05).log_scale.detach().exp()) == pytest.approx(20)
+    losses = []
+    for scale in (100.0, 1e6):
+        model = build(temperature=1 / scale).eval()
+        model.trainer = trained.trainer
+        losses.append(float(model.losses(batch)["itc"]))
+    assert losses[0] == pytest.approx(losses[1])
+
+
+@torch.no_grad()
+def test_a_checkpoint_gives_the_same_model(trained, batch, tmp_path):
+    trained.trainer.save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    again = load_model(tmp_path)
+    assert isinstance(again, Clip)
+    assert torch.equal(again.signals(batch)["alignment"], trained.signals(batch)["alignment"])
