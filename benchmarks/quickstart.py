@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
@@ -48,73 +47,58 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/quickstart"))
     parser.add_argument("--model", default="clip", help="what is trained on the pairs: clip, blip")
     parser.add_argument("--steps", type=int, default=300, help="of every training")
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=16_000, help="pairs of the pool")
     parser.add_argument("--scorer-steps", type=int, default=800)
-    parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
 
     start = time.perf_counter()
-    out, seed = given.out, f"seed={given.seed}"
-    common = [seed, f"data.size={given.size}", f"cache={out}/cache", "logger=none"]
-    rows, stages = [], {}
-    pool: Pairs | None = None
+    out, cache = given.out, given.out / "cache"
+    home = out / f"seed{given.seed}"
+    always = [f"seed={given.seed}", f"cache={cache}", "logger=none"]
+    stages: dict[str, float] = {}
+    subsets: dict[str, Pairs] = {}
+    sources: dict[str, Path] = {}
+    seconds = {"full": 0.0}
+    rows = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for name in ("tldr", "random", "full"):
-            seconds = 0.0
-            if name == "full":
-                source = [f"pairs={out}/cache/pools/{pool.hash}"] if pool is not None else []
-                subset = pool
-            else:
-                folder = f"{out}/seed{given.seed}/{name}"
-                steps = f"training.max_steps={given.scorer_steps}", f"training.batch_size={given.batch_size}"
-                subset, seconds = command(
-                    "select", f"selector={name}", "compression=0.75", *steps, f"out={folder}", *common
-                )
-                ledger = json.loads(Path(folder, "ledger.json").read_text())
-                stages.update({f"{name}/{stage['name']}": stage["seconds"] for stage in ledger})
-                source = [f"pairs={folder}"]
-                if pool is None:
-                    pool = Pairs.open(
-                        out / "cache" / "pools" / json.loads(Path(folder, "provenance.json").read_text())["pool"]
-                    )
-            assert pool is not None
-            assert subset is not None
-            where = f"{out}/seed{given.seed}/{name}/{given.model}"
-            _, training = command(
-                "train",
-                f"model={given.model}",
-                *source,
-                f"max_steps={given.steps}",
-                f"out={where}",
-                seed,
-                "logger=none",
-            )
-            numbers, evaluation = command(
-                "evaluate", f"checkpoint={where}", "data=shapes_eval", f"cache={out}/cache", "logger=none"
-            )
-            stages |= {f"{name}/train": round(training, 1), f"{name}/evaluate": round(evaluation, 1)}
-            kept = pool.rows_of(subset.uids.to_pylist()) if subset is not pool else np.arange(len(pool))
+        for name in ("tldr", "random"):
+            sources[name] = home / name
+            overrides = [f"selector={name}", "compression=0.75", f"data.size={given.size}", f"out={home / name}"]
+            training = [f"training.max_steps={given.scorer_steps}", f"training.batch_size={given.batch_size}"]
+            subsets[name], seconds[name] = command("select", *overrides, *training, *always)
+            ledger = json.loads((home / name / "ledger.json").read_text())
+            stages |= {f"{name}: {stage['name']}": stage["seconds"] for stage in ledger}
+        sources["full"] = cache / "pools" / subsets["tldr"].provenance["pool"]
+        subsets["full"] = pool = Pairs.open(sources["full"])
+
+        for name in ("full", "random", "tldr"):
+            checkpoint = home / name / given.model
+            overrides = [f"model={given.model}", f"pairs={sources[name]}", f"out={checkpoint}"]
+            training = [f"max_steps={given.steps}", f"batch_size={given.batch_size}"]
+            _, train_seconds = command("train", *overrides, *training, *always)
+            overrides = [f"checkpoint={checkpoint}", "data=shapes_eval", f"cache={cache}", "logger=none"]
+            numbers, evaluate_seconds = command("evaluate", *overrides)
+            stages |= {f"{name}: train": train_seconds, f"{name}: evaluate": evaluate_seconds}
             rows.append(
                 {
                     "name": name,
-                    "pairs": len(subset),
+                    "pairs": len(subsets[name]),
                     "steps": given.steps,
-                    "seconds": round(seconds + training, 1),
+                    "seconds": round(seconds[name] + train_seconds, 1),
                     "tr@1": round(numbers["retrieval/tr@1"], 2),
                     "ir@1": round(numbers["retrieval/ir@1"], 2),
-                    **{key: round(share, 4) for key, share in planted(pool, kept).items()},
+                    **planted(pool, pool.rows_of(subsets[name].uids.to_pylist())),
                 }
             )
-    rows = rows[::-1]  # full, random, tldr
     total = round(time.perf_counter() - start, 1)
+    stages = {name: round(taken, 1) for name, taken in stages.items()}
     write_json(out / "results.json", {"rows": rows, "seconds_total": total, "stages": stages, "seed": given.seed})
     figure = comparison_figure(rows, out / "report.png", title="shapes: a quarter of the pairs, equal steps")
-    print("\nseconds of each stage: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in stages.items()))
+    print("\nseconds of each stage\n" + "\n".join(f"  {name:<18} {taken:6.1f}" for name, taken in stages.items()))
     print("\n" + comparison_table(rows))
-    print(f"\n{total:.0f} s in all; wrote {out / 'results.json'} and {figure}")
-    print(
-        f"look at {out}/seed{given.seed}/tldr/report.html, then: python select.py data=folder data.root=your/pictures"
-    )
+    print(f"\n{total:.0f} s in all; wrote {out / 'results.json'} and {figure}; look at {home}/tldr/report.html")
+    print("next, your own: python select.py data=folder data.root=your/pictures")
 
 
 if __name__ == "__main__":

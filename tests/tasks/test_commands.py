@@ -96,7 +96,7 @@ def test_a_subset_is_bit_for_bit_the_same_again(command, project):
 
 def test_another_override_gets_another_folder(command, project):
     command("python select.py selector.choice=uniform selector.redundancy=null logger=none report=false")
-    folder = project / "outputs" / "shapes" / "tldr-c0.75-s0" / "selector.choice=uniform,selector.redundancy=null"
+    folder = project / "outputs" / "shapes" / "tldr-c0.75-s0" / "selector.choice-uniform__selector.redundancy-null"
     assert len(Pairs.open(folder)) == 80
 
 
@@ -128,7 +128,7 @@ def test_real_photographs_from_a_pool_to_numbers(command, project, test_data):
     assert provenance["config"]["compression"] == 0.75
     command("python train.py model=blip pairs=flickr8k batch_size=64 max_steps=3 logger=none")
     said = command(
-        "python evaluate.py checkpoint=flickr8k/blip-s0/batch_size=64,max_steps=3 pairs=flickr8k logger=none"
+        "python evaluate.py checkpoint=flickr8k/blip-s0/batch_size-64__max_steps-3 pairs=flickr8k logger=none"
     )
     assert "retrieval/tr@1" in said
 
