@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tldr.cluster import POINTS_PER_CENTROID, PCA, KMeans
+from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans
 
 
 @pytest.fixture

@@ -29,10 +29,11 @@ def test_annotations_are_read_back(subset, tmp_path):
 
 def test_hostile_captions_survive(tmp_path, picture, all_hostile):
     picture(tmp_path / "a.jpg")
-    pairs = Pairs.build(
-        {"uid": [f"{i:02d}" for i in range(len(all_hostile))], "image": ["a.jpg"] * len(all_hostile), "caption": all_hostile},
-        root=tmp_path,
-    )
+    count = len(all_hostile)
+    columns = {"uid": [f"{i:02d}" for i in range(count)], "image": ["a.jpg"] * count, "caption": all_hostile}
+    count = len(all_hostile)
+    columns = {"uid": [f"{i:02d}" for i in range(count)], "image": ["a.jpg"] * count, "caption": all_hostile}
+    pairs = Pairs.build(columns, root=tmp_path)
     export(pairs, tmp_path / "out", ["annotations", "webdataset"])
     again = read_pool(Json(tmp_path / "out" / "annotations.json", images=tmp_path), progress=False).pairs
     assert again.captions.to_pylist() == all_hostile

@@ -54,9 +54,7 @@ def test_relations_are_true(rng):
     seen = set()
     for scene in scenes(300):
         text = plain(caption(scene, "relation", rng))
-        found = re.search(
-            r"an? (\w+) (\w+) (above|below|to the left of|to the right of) an? (\w+) (\w+) (\w+)$", text
-        )
+        found = re.search(r"an? (\w+) (\w+) (above|below|to the left of|to the right of) an? (\w+) (\w+) (\w+)$", text)
         assert found, text
         c1, s1, relation, z2, c2, s2 = found.groups()
         holds = {
@@ -66,8 +64,9 @@ def test_relations_are_true(rng):
             "to the right of": lambda a, b: a % 3 > b % 3,
         }[relation]
         seen.add(relation)
+        said = (c1, s1, z2, c2, s2)
         assert any(
-            (one.colour, one.shape, two.size, two.colour, two.shape) == (c1, s1, z2, c2, s2) and holds(one.cell, two.cell)
+            said == (one.colour, one.shape, two.size, two.colour, two.shape) and holds(one.cell, two.cell)
             for one in scene.things
             for two in scene.things
         ), (text, scene)

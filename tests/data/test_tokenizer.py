@@ -32,12 +32,13 @@ def test_learning_does_not_depend_on_the_order(tokenizer):
 def test_nor_on_the_process(tokenizer):
     script = (
         "import hashlib, sys; from test_tokenizer import CORPUS; from tldr.data.tokenizer import Tokenizer;"
-        "corpus = [text for text in set(CORPUS) for _ in range(CORPUS.count(text))];"  # a set: in the order of the hashes
+        "corpus = list(set(CORPUS));"  # in the order of the hashes
         "print(hashlib.sha256(Tokenizer.learn(corpus, vocab_size=60).json.encode()).hexdigest())"
     )
     path = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1", "PYTHONPATH": path}
-    printed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", script]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == hashlib.sha256(tokenizer.json.encode()).hexdigest()
 
 
@@ -140,9 +141,8 @@ def bert(tmp_path) -> Path:
     hub.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     hub.enable_padding(length=50)
     hub.enable_truncation(4)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=hub, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
-    )
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    fast = PreTrainedTokenizerFast(tokenizer_object=hub, **special)
     fast.save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
 

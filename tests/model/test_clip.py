@@ -1,3 +1,9 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
@@ -144,3 +150,49 @@ def test_a_checkpoint_gives_the_same_model(trained, batch, tmp_path):
     again = load_model(tmp_path)
     assert isinstance(again, Clip)
     assert torch.equal(again.signals(batch)["alignment"], trained.signals(batch)["alignment"])
+
+
+SCRIPT = """
+import json
+import torch, torch.distributed as dist, torch.multiprocessing as mp
+from test_clip import CAPTIONS, build, make_batch
+
+def work(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    model, whole = build().eval(), make_batch()
+    half = slice(3 * rank, 3 * rank + 3)
+    part = {**whole, "images": whole["images"][half], "captions": whole["captions"][half]}
+    loss = model.losses(part)["itc"]
+    loss.backward()
+    for parameter in model.parameters():  # as DDP does
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+    found = {name: (p.grad / 2).norm().item() for name, p in model.named_parameters() if p.grad is not None}
+    dist.all_reduce(loss.detach())
+    if rank == 0:
+        print(json.dumps(found))
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    import sys
+    mp.spawn(work, (sys.argv[1],), nprocs=2)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
+def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(SCRIPT)
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::FutureWarning:tldr", script, tmp_path],
+        capture_output=True, text=True, timeout=120, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    model = build().eval()
+    model.losses(make_batch())["itc"].backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            assert found[name] == pytest.approx(float(torch.linalg.vector_norm(parameter.grad)), rel=1e-3, abs=1e-6)

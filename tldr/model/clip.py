@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
@@ -61,12 +63,9 @@ class Clip(Model):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """InfoNCE over the pairs of all processes, gathered with gradient."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
-        all_image, all_text = image, text
-        if self.trainer.world_size > 1:
-            all_image = self.all_gather(image, sync_grads=True).flatten(0, 1)  # pyright: ignore
-            all_text = self.all_gather(text, sync_grads=True).flatten(0, 1)  # pyright: ignore
         scale = self.log_scale.clamp(max=math.log(100)).exp()  # CLIP clips the scale at 100
-        return {"itc": info_nce(image, text, scale, all_image, all_text, self.global_rank)}
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        return {"itc": info_nce(image, text, scale, _gather(image), _gather(text), rank)}
 
     @torch.inference_mode()
     def signals(self, batch: Batch) -> dict[str, Tensor]:
@@ -74,3 +73,10 @@ class Clip(Model):
         score)."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
         return {"embedding": image, "alignment": (image * text).sum(1)}
+
+
+def _gather(x: Tensor) -> Tensor:
+    """(B, E) of this process -> (world * B, E) of all; the gradient finds its way back."""
+    if not dist.is_initialized():
+        return x
+    return all_gather_tensor_autograd(x.contiguous(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]

@@ -47,7 +47,8 @@ class Selector(ABC):
         finite."""
         if not 0 < keep <= len(pool):
             raise ValueError(f"cannot keep {keep} of {len(pool)} pairs; choose compression inside (0, 1)")
-        selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused below, by its uid
+            selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed)
         for name, values in selection.scores.items():
             strange = np.flatnonzero(~np.isfinite(values))
             if len(strange):

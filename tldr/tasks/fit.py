@@ -4,10 +4,13 @@ trained."""
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning as L
+import numpy as np
+import pyarrow as pa
 from lightning.pytorch.loggers import Logger
 
 from tldr.atomic import atomic_path
@@ -16,10 +19,13 @@ from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
 from tldr.pairs import Pairs
 
+CORPUS = 2_000_000  # captions that a tokenizer and keywords are learned from
 CACHED_PICTURES = 1 << 30  # bytes of decoded pictures that are kept in memory rather than decoded again every epoch
 
 # Lightning's notes on which accelerators this machine lacks are not news to who started the run.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+# Lightning 2.6 on torch 2.12; gone when Lightning follows.
+warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
 
 
 def fit(
@@ -44,7 +50,8 @@ def fit(
     ``tokenizer`` names a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
     """
     L.seed_everything(seed, workers=True, verbose=False)
-    captions = pairs.captions.to_pylist()
+    sample = np.linspace(0, len(pairs) - 1, min(len(pairs), CORPUS)).astype(np.int64)
+    captions = pairs.captions.take(pa.array(sample)).to_pylist()
     tokens = Tokenizer.pretrained(tokenizer) if tokenizer else Tokenizer.learn(captions, vocab_size=vocab_size)
     module = model(tokenizer=tokens.json)
     module.prepare(captions)
