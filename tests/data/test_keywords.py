@@ -20,9 +20,7 @@ def test_words_and_phrases_of_a_corpus_written_by_hand():
 def test_phrases_end_at_stop_words_and_punctuation():
     found = set(keywords(["red circle on blue square; star (ring) heart"], 100))
     assert {"red circle", "blue square", "star", "ring", "heart"} <= found
-    assert not any(
-        word in found for word in ("on", "circle on", "circle blue", "square star", "star ring", "ring heart")
-    )
+    assert not found & {"on", "circle on", "circle blue", "square star", "star ring", "ring heart"}
 
 
 def test_phrases_have_three_words_at_most():

@@ -134,7 +134,7 @@ def test_evaluation_sees_the_whole_picture(photo):
     assert np.array_equal(transform(32)(photo).permute(1, 2, 0), expected)
 
 
-def test_randaugment_has_blips_ten_operations(photo):
+def test_randaugment_has_blips_ten_operations(photo, monkeypatch):
     # BLIP, data/__init__.py: RandomAugment(2, 5, isPIL=True, augs=[...])
     blip = "Identity AutoContrast Equalize Brightness Sharpness ShearX ShearY TranslateX TranslateY Rotate".split()
     assert sorted(RandAugment._AUGMENTATION_SPACE) == sorted(blip)
@@ -146,7 +146,7 @@ def test_randaugment_has_blips_ten_operations(photo):
         drawn.add(name)
         return apply(image, name, *given, **options)
 
-    augment._apply_image_or_video_transform = watch
+    monkeypatch.setattr(augment, "_apply_image_or_video_transform", watch)
     for _ in range(60):
         augment(photo)
     assert drawn == set(blip)

@@ -90,7 +90,7 @@ def test_wording_varies_and_is_english(rng):
     for style in STYLES:
         for scene in scenes(10):
             texts = {caption(scene, style, rng) for _ in range(20)}
-            assert len(texts) > 3
+            assert len(texts) > 2
             assert not any("a orange" in text or "an red" in text for text in texts)
     with pytest.raises(ValueError, match="style='long'; choose from full, relation, terse, count"):
         caption(scenes(1)[0], "long", rng)

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import lightning as L
 import pytest
 import torch
@@ -31,7 +33,7 @@ def build(*, seed: int = 0, **options) -> Captioner:
     return Captioner(**(arguments | options))
 
 
-def make_batch(rows=range(B)) -> Batch:
+def make_batch(rows: Sequence[int] = range(B)) -> Batch:
     """A box of a colour on a side, and the sentence that says so."""
     images = torch.full((B, 3, 32, 32), 90, dtype=torch.uint8)
     for i, colour in enumerate(COLOURS.values()):
@@ -203,15 +205,23 @@ def test_the_codebook_begins_from_keywords_in_their_embeddings():
 def test_a_run_that_ends_before_the_codebook_begins_is_refused():
     """All its codes would be 0."""
     for after in (5, 100):
-        with pytest.raises(
-            ValueError, match=rf"joins after {after} steps, .* ends after 5: lower model\.quantizer\.after"
-        ):
+        message = rf"joins after {after} steps, but training ends after 5: lower model\.quantizer\.after"
+        with pytest.raises(ValueError, match=message):
             fit(build(quantizer={"codebook_size": 8, "after": after}), 5)
     model = build(quantizer={"codebook_size": 8, "after": 4})
     fit(model, 5)
     assert model.quantizer is not None
     assert model.quantizer.active
     fit(model, 1)  # a second run goes on with it
+
+
+def test_the_codebook_begins_in_training_alone(batch):
+    model = build(quantizer={"codebook_size": 8, "init": "random"})
+    model.eval().signals(batch)
+    assert model.quantizer is not None
+    assert not model.quantizer.active
+    model.train().encode(batch["images"])
+    assert model.quantizer.active
 
 
 def test_codes_come_with_a_codebook_only(trained, batch):

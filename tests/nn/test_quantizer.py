@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -113,9 +115,10 @@ def test_the_gradient_reaches_the_tokens(rotation_trick):
 def test_dead_codes_are_revived():
     def used(dead_below: int) -> float:
         quantizer = build(dead_below=dead_below, keywords=keyword_embeddings(K))
+        book: Any = quantizer.vq._codebook
         with torch.no_grad():  # nowhere near a token
             quantizer.vq.codebook = torch.cat([quantizer.codebook[:4], 1000 + quantizer.codebook[4:]])
-            quantizer.vq._codebook.embed_avg.copy_(quantizer.vq._codebook.embed)
+            book.embed_avg.copy_(book.embed)
         for seed in range(30):
             quantizer(draw(seed))
         _, codes, _ = quantizer.eval()(draw(100, 64))

@@ -62,9 +62,8 @@ def test_what_breaks_the_contract_does_not_pass(pool, selection):
 def test_scores_that_are_no_numbers_name_their_pairs(pool):
     score = np.ones(300, np.float32)
     score[[3, 8]] = np.nan, -np.inf
-    with pytest.raises(
-        ValueError, match=rf"merit is NaN or infinite for 2 pairs, such as {pool.uids[3]}, {pool.uids[8]}"
-    ):
+    message = rf"merit is NaN or infinite for 2 pairs, such as {pool.uids[3]}, {pool.uids[8]}"
+    with pytest.raises(ValueError, match=message):
         Given(Selection(np.arange(5), reasons(), {"merit": score}))(pool, None, keep=5, seed=0)
 
 

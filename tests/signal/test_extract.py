@@ -23,7 +23,7 @@ ROWS = 48  # of a part; the pool of 400 makes nine, the last of 16
 
 
 class Scorer:
-    """Says simple things about pairs, and counts them; ``seconds`` a batch, stops for good after ``patience`` batches."""
+    """Says simple things about pairs, ``seconds`` a batch; remembers its rows, and stops after ``patience`` batches."""
 
     image_size = 8
     device = torch.device("cpu")
@@ -63,10 +63,8 @@ def run(pool: Pairs, folder: Path, scorer=None, **options) -> Signals:
 
 def files(folder: Path) -> dict[str, bytes]:
     """All that extraction leaves, but for what killed processes did not finish."""
-    found = {
-        file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
-    }
-    return {name: data for name, data in found.items() if not name.startswith(".")}
+    found = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: file.read_bytes() for name, file in found.items() if not name.startswith(".")}
 
 
 def test_what_the_model_says_is_stored_in_order(tiny_pool, tmp_path):
@@ -151,6 +149,7 @@ def test_several_processes_share_the_parts(tiny_pool, tmp_path):
     scorers = [Scorer(), Scorer()]
     for number, scorer in enumerate(scorers):
         run(tiny_pool, tmp_path / "shared", scorer, parts=range(number, 9, 2))
+    assert scorers[1].rows == [row for row in range(400) if row // ROWS % 2]
     assert sorted(scorers[0].rows + scorers[1].rows) == list(range(400))
     assert files(tmp_path / "shared") == whole
 

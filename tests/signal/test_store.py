@@ -30,9 +30,8 @@ def fill(signals: Signals, values: dict[str, np.ndarray], errors=None) -> Signal
     step = store.PART_ROWS
     for number in reversed(range(signals.parts)):  # in any order
         rows = slice(number * step, (number + 1) * step)
-        signals.write_part(
-            number, {name: array[rows] for name, array in values.items()}, (errors or {}).get(number, {})
-        )
+        arrays = {name: array[rows] for name, array in values.items()}
+        signals.write_part(number, arrays, (errors or {}).get(number, {}))
     return signals
 
 
@@ -80,7 +79,7 @@ def test_it_is_a_mapping(signals):
     assert "tokens" not in signals
     assert "tokens" not in signals.at(np.arange(3))
     assert {name: signal.name for name, signal in signals.items()} == {name: name for name in signals}
-    with pytest.raises(ValueError, match="no signal 'tokens' in .*; there are alignment, codes, embedding"):
+    with pytest.raises(ValueError, match=r"no signal 'tokens' in .*; there are alignment, codes, embedding"):
         signals["tokens"]
 
 
@@ -90,7 +89,7 @@ def test_what_is_not_there(tmp_path, values, monkeypatch):
     assert signals.missing() == [0, 1, 2, 3]
     assert list(signals) == []
     assert "codes" not in signals
-    with pytest.raises(ValueError, match="no signal 'codes' in .*; there are none"):
+    with pytest.raises(ValueError, match=r"no signal 'codes' in .*; there are none"):
         signals["codes"]
     signals.write_part(2, {name: array[60:90] for name, array in values.items()}, {})
     assert signals.missing() == [0, 1, 3]

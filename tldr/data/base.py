@@ -79,6 +79,9 @@ class Reader(ABC):
     name: str
     root: str
 
+    def prepare(self) -> None:  # noqa: B027  (most have nothing to make)
+        """Make what is to be read, where it must be made first."""
+
     @abstractmethod
     def rows(self) -> Iterator[Row | Bad]:
         """Every pair of the source once, streamed."""

@@ -83,6 +83,7 @@ def read_pool(
     """
     if verify not in ("decode", "exists", "none"):
         raise ValueError(f"verify={verify!r}; it is one of decode, exists, none")
+    reader.prepare()
     found = _gather(tqdm(reader.rows(), f"reading {reader.name}", unit=" pairs", disable=not progress))
     read = found.num_rows
     if not read:

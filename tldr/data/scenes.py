@@ -105,7 +105,7 @@ def caption(scene: Scene, style: str, rng: np.random.Generator) -> str:
         )
     else:
         raise ValueError(f"style={style!r}; choose from {', '.join(STYLES)}")
-    prefix = str(rng.choice(PREFIXES)) if style in ("full", "relation") else ""
+    prefix = str(rng.choice(PREFIXES)) if style in ("full", "relation") and not text.startswith("on ") else ""
     return prefix + _vary(text, rng)
 
 

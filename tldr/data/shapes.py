@@ -70,16 +70,23 @@ class Shapes(Reader):
         key = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=6).hexdigest()
         self.root = str(Path(root).resolve() / f"{split}-{key}")
 
+    @property
+    def _table(self) -> Path:
+        return Path(self.root) / "pairs.parquet"
+
+    def prepare(self) -> None:
+        """Render, where that has not been done."""
+        if not self._table.is_file():  # written last: its presence says that the tar is whole
+            self._render()
+
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs; renders them first where that has not been done."""
-        table_file = Path(self.root) / "pairs.parquet"
-        if not table_file.is_file():  # written last: its presence says that the tar is whole
-            self._render(table_file)
-        for record in pq.read_table(table_file).to_pylist():
+        self.prepare()
+        for record in pq.read_table(self._table).to_pylist():
             image, text = record.pop("image"), record.pop("caption")
             yield Row(image=image, caption=text, extra=record)
 
-    def _render(self, table_file: Path) -> None:
+    def _render(self) -> None:
         rng = np.random.default_rng([self.seed, self.split == "eval"])
         scenes, ids, redundant = self._scenes(rng)
         tar_file = Path(self.root) / "images.tar"
@@ -94,7 +101,7 @@ class Shapes(Reader):
                 buffer.seek(0)
                 tar.addfile(info, buffer)
         columns = self._captions(scenes, ids, redundant, locators, rng)
-        with atomic_path(table_file) as temporary:
+        with atomic_path(self._table) as temporary:
             pq.write_table(pa.table(columns), temporary)
 
     def _scenes(self, rng: np.random.Generator) -> tuple[list[Scene], np.ndarray, np.ndarray]:

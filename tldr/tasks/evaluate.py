@@ -44,7 +44,7 @@ def run(
     ledger = Ledger()
     if pairs is None:
         found = open_pool(
-            data, name=names["data"], verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
+            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
             folder=folder, ledger=ledger,
         )  # fmt: skip
         measured, on = found.pairs, names["data"]
@@ -63,6 +63,7 @@ def run(
         {"checkpoint": str(file), "pairs": measured.hash, "metrics": numbers, "ledger": list(map(vars, ledger.stages))},
     )
     width = max(map(len, numbers))
-    print("\n".join(f"{name:<{width}}  {value:8.2f}" for name, value in numbers.items()))
+    for name, value in numbers.items():
+        print(f"{name:<{width}}  {value:8.2f}" if isinstance(value, float) else f"{name:<{width}}  {value:8}")
     print(f"wrote {written}")
     return numbers

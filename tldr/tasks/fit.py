@@ -7,11 +7,14 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pyarrow as pa
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from tqdm import tqdm
 
 from tldr.atomic import atomic_path
 from tldr.data.loading import PairsData
@@ -26,6 +29,33 @@ CACHED_PICTURES = 1 << 30  # bytes of decoded pictures that are kept in memory r
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 # Lightning 2.6 on torch 2.12; gone when Lightning follows.
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+
+
+class StepBar(ProgressBar):
+    """One bar over the steps of the whole run, with rate and time left (Lightning's counts batches of an epoch)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: tqdm | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open it, at the step where a resumed run is."""
+        name = f"training {type(pl_module).__name__}"
+        quiet = not trainer.is_global_zero
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc=name, unit="step", disable=quiet)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move it to the optimiser's step."""
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{float(trainer.callback_metrics['loss']):.3f}", refresh=False)
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close it, also when training failed."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 def fit(
@@ -65,6 +95,8 @@ def fit(
         num_workers=num_workers,
         seed=seed,
     )
+    if getattr(trainer, "keywords", {}).get("enable_progress_bar", True):
+        callbacks = [*callbacks, StepBar()]
     run = trainer(
         max_steps=max_steps,
         logger=logger or False,

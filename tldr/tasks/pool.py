@@ -12,14 +12,13 @@ from tldr.pairs import Pairs
 
 
 def open_pool(
-    data: Reader, *, name: str, verify: Verify, max_bad_fraction: float, cache: Path, folder: Path, ledger: Ledger
+    data: Reader, *, verify: Verify, max_bad_fraction: float, cache: Path, folder: Path, ledger: Ledger
 ) -> Pool:
     """What ``data`` reads, its pairs memory-mapped from ``cache/pools/<hash>``; what cannot be read goes into
     ``folder/quarantine.parquet``."""
     with ledger.stage("read") as stage:
         found = read_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, quarantine_to=folder)
         stage.images, stage.cached = found.decoded, found.decoded == 0
-        pairs = replace(found.pairs, provenance={"data": name})
-        kept = pairs.write(cache / "pools" / pairs.hash)
+        kept = found.pairs.write(cache / "pools" / found.pairs.hash)
     print(found.summary())
     return replace(found, pairs=Pairs.open(kept))

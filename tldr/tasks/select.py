@@ -78,7 +78,7 @@ def run(
     tracker.log_hyperparams(dict(config or {}))
 
     found = open_pool(
-        data, name=names["data"], verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder,
+        data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder,
         ledger=ledger,
     )  # fmt: skip
     pool = found.pairs

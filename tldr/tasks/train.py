@@ -52,7 +52,7 @@ def run(
     ledger = Ledger()
     if pairs is None:
         subset = open_pool(
-            data, name=names["data"], verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
+            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
             folder=folder, ledger=ledger,
         ).pairs  # fmt: skip
     else:
