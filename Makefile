@@ -3,9 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-# Threads that wait should sleep: where another program wants one of two cores, spinning ones slow torch tenfold.
-export OMP_WAIT_POLICY ?= PASSIVE
-
 # Else pyright asks the network for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 

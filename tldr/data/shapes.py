@@ -30,7 +30,7 @@ from tldr.atomic import atomic_path
 from tldr.data.base import Bad, Reader, Row
 from tldr.data.scenes import STYLE_SHARES, STYLES, Scene, caption, draw_scene, rarity, render, zipf
 
-VERSION = 1  # of the recipe: another version renders into another folder
+VERSION = 2  # of the recipe: another version renders into another folder
 EVAL_CAPTIONS = ("full", "full", "relation", "terse", "count")
 
 

@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def initialise(self, keywords: Tensor | None = None) -> None:
         """Set the codes from the tokens that were observed and, for ``init=keywords``, (M, D) text embeddings."""
-        seen = torch.cat(self._seen)
+        seen, fair = torch.cat(self._seen), len(self._seen[-1]) / self.codebook_size
         self._seen = []
         if self.init == "keywords":
             if keywords is None or len(keywords) == 0:
@@ -109,8 +109,9 @@ class Quantizer(nn.Module):
         self.vq.codebook = codes
         # The moving average rebuilds codes from embed_avg / cluster_size: set both, or the first step undoes the init.
         book: Any = self.vq._codebook
-        book.embed_avg.copy_(book.embed)
-        book.cluster_size.fill_(1.0)
+        # Every code begins with a fair share of a batch: one with less would be revived before a token could choose it.
+        book.cluster_size.fill_(max(1.0, fair))
+        book.embed_avg.copy_(book.embed * max(1.0, fair))
         self.active.fill_(True)
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ part's rows, batches and transform (evaluation: no crop, no flip) depend on noth
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,8 +85,10 @@ def extract(
 
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits that name a model by its class, weights and buffers: two equal ones share their signals."""
+    """16 hex digits that name a model by its class, arguments (its tokenizer among them), weights and buffers: two equal
+    ones share their signals."""
     digest = hashlib.blake2b(type(model).__qualname__.encode(), digest_size=8)
+    digest.update(json.dumps(dict(getattr(model, "hparams", {})), sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

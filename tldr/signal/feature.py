@@ -21,7 +21,7 @@ from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans
 from tldr.signal.store import Signals
 
 FEATURES = ("tokens", "mean", "histogram", "raw", "embedding")
-_FLAT = 4096  # widest flat vector that PCA learns from
+_FLAT = 2048  # widest flat vector that PCA learns from
 
 
 class Feature:
