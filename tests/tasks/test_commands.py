@@ -168,3 +168,13 @@ def test_broken_photographs_are_quarantined_exactly(command, project, test_data)
     assert "203" in said
     assert not (project / "strict" / "pairs.arrow").exists()
     assert pq.read_table(project / "strict" / "quarantine.parquet").num_rows == 203
+
+    command("python train.py model=vqvlm max_steps=6 out=scorer logger=none")
+    said = command(f"{reduce} selector=tldr checkpoint=scorer verify=exists out=late".replace("selector=random ", ""))
+    assert "3525 pairs read, 3497 kept, 28 quarantined" in said  # 5 missing files of 5 pairs, 3 captions
+    assert "175 more pairs quarantined" in said
+    late = pq.read_table(project / "late" / "quarantine.parquet")
+    assert sorted(late["uid"].to_pylist()) == sorted(quarantine["uid"].to_pylist())
+    assert late["stage"].to_pylist().count("signals") == 175
+    assert len(Pairs.open(project / "late")) == round(3322 / 4)
+    assert pq.read_table(project / "late" / "decisions.parquet").num_rows == 3322

@@ -85,8 +85,9 @@ def extract(
 
 @torch.no_grad()
 def fingerprint(model: torch.nn.Module) -> str:
-    """16 hex digits that name a model by its class, arguments (its tokenizer among them), weights and buffers: two equal
-    ones share their signals."""
+    """16 hex digits that name a model by its class, arguments (its tokenizer is one), weights and buffers.
+
+    Two equal models share their signals."""
     digest = hashlib.blake2b(type(model).__qualname__.encode(), digest_size=8)
     digest.update(json.dumps(dict(getattr(model, "hparams", {})), sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):

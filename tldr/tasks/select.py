@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,6 @@ def run(
     seed: int,
     out: str | Path,
     cache: str | Path,
-    root: str | Path = "outputs",
     checkpoint: str | None = None,
     training: Mapping[str, Any],
     generation: Mapping[str, Any],
@@ -73,9 +73,10 @@ def run(
     folder, cache, ledger = Path(out), Path(cache), Ledger()
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"names": dict(names), "compression": compression, "seed": seed}
-    _refuse_to_replace(folder, identity)
+    config = dict(config or {})
+    _refuse_to_replace(folder, identity | {"config": config})
     tracker = logger(name=f"{names['selector']}-c{compression}-s{seed}", job_type="select", save_dir=folder)
-    tracker.log_hyperparams(dict(config or {}))
+    tracker.log_hyperparams(config)
 
     found = open_pool(
         data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder,
@@ -94,7 +95,8 @@ def run(
         provenance["scorer"] = str(file)
     if scorer is not None and selector.needs:
         signals = score(pool, scorer, cache=cache, ledger=ledger, batch_size=batch_size, num_workers=num_workers)
-        pool, signals, found = _without_undecodable(pool, signals, found, folder, max_bad_fraction)
+        found, signals = _without_undecodable(found, signals, folder, cache, max_bad_fraction)
+        pool = found.pairs
         missing = [name for name in selector.needs if name not in signals]
         if missing:
             raise ValueError(
@@ -115,9 +117,7 @@ def run(
             subset, stage.images = refiner(subset, writer), len(subset)
 
     decisions = selection.decisions(pool)
-    written = _write(
-        folder, subset, decisions, provenance | {"hash": subset.hash, "config": dict(config or {})}, exports
-    )
+    written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": config}, exports)
     facts = {"read": found.read, "quarantined": found.quarantine.num_rows, "pool": len(pool), "kept": len(subset),
              "compression": compression, "seconds": round(ledger.seconds, 1)}  # fmt: skip
     if report:
@@ -137,20 +137,23 @@ def _refuse_to_replace(folder: Path, identity: Mapping[str, Any]) -> None:
     """A folder that holds another selection, say of an earlier job of a sweep with ``out=``, keeps it."""
     file = folder / "provenance.json"
     if file.is_file():
-        there = json.loads(file.read_text())
-        other = {key: there.get(key) for key in identity if there.get(key) != identity[key]}
+        there, asked = json.loads(file.read_text()), json.loads(json.dumps(identity, default=str))
+        for facts in (there, asked):  # what says which pairs are kept; how fast, or where it is logged, does not
+            config = facts.pop("config", {})
+            facts |= {key: config.get(key) for key in ("data", "selector", "refiner", "checkpoint")}
+        other = {key: there.get(key) for key in asked if there.get(key) != asked[key]}
         if other:
             told = ", ".join(f"{key}={value}" for key, value in other.items())
             raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")
 
 
 def _without_undecodable(
-    pool: Pairs, signals: Signals, found: Pool, folder: Path, max_bad_fraction: float
-) -> tuple[Pairs, Signals, Pool]:
+    found: Pool, signals: Signals, folder: Path, cache: Path, max_bad_fraction: float
+) -> tuple[Pool, Signals]:
     """Quarantine the pairs whose pictures failed during extraction (a URL that has gone since, ``verify=exists``)."""
-    errors = signals.errors()
+    pool, errors = found.pairs, signals.errors()
     if not errors:
-        return pool, signals, found
+        return found, signals
     bad = np.array(sorted(errors))
     failed = pool.table.take(pa.array(bad))
     late = pa.table(
@@ -175,7 +178,8 @@ def _without_undecodable(
         )
     good = np.setdiff1d(np.arange(len(pool)), bad)
     kept = pool.take(good, provenance=pool.provenance)
-    return kept, signals.at(good), Pool(kept, quarantine, found.read, found.decoded)
+    kept = Pairs.open(kept.write(cache / "pools" / kept.hash))
+    return replace(found, pairs=kept, quarantine=quarantine), signals.at(good)
 
 
 def _write(
