@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of every training")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--size", type=int, default=16_000, help="pairs of the pool")
-    parser.add_argument("--scorer-steps", type=int, default=800)
+    parser.add_argument("--scorer-steps", type=int, default=600)
     given = parser.parse_args()
 
     start = time.perf_counter()

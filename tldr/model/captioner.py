@@ -27,11 +27,10 @@ from tldr.model.base import Model
 from tldr.nn.generate import generate
 from tldr.nn.losses import token_nll
 from tldr.nn.quantizer import Quantizer
-from tldr.nn.text import TextTransformer
+from tldr.nn.text import TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
 
 LOG_EVERY = 50
-LENGTH_GROUPS = 4
 
 
 class Captioner(Model):
@@ -91,19 +90,14 @@ class Captioner(Model):
         )
 
     def _nll(self, tokens: Tensor, mask: Tensor, image: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """(B,) negative log-likelihood of each text (B, T) given the image tokens (B, L, D), summed over its tokens.
+        """(B,) negative log-likelihood of each text (B, T) given the image tokens (B, L, D), summed over its tokens."""
 
-        Texts of like length are decoded together: most captions are far shorter than the longest.
-        """
-        lengths = mask.sum(1)
-        order = lengths.argsort()
-        found = []
-        for rows in order.chunk(LENGTH_GROUPS):
-            longest = int(lengths[rows[-1]])
+        def nll(rows: Tensor, longest: int) -> Tensor:
             text, real = tokens[rows, :longest], mask[rows, 1:longest]
             logits = self.decoder.logits(self.decoder(text[:, :-1], image=image[rows], causal=True))
-            found.append(token_nll(logits, text[:, 1:], real, label_smoothing=label_smoothing))
-        return torch.cat(found)[order.argsort()]
+            return token_nll(logits, text[:, 1:], real, label_smoothing=label_smoothing)
+
+        return by_length(mask.sum(1), nll)
 
     def _keyword_embeddings(self) -> Tensor:
         """(M, D) the mean word embedding of every keyword, projected to the image tokens' width where that differs."""

@@ -19,7 +19,7 @@ from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
 from tldr.nn.losses import info_nce
-from tldr.nn.text import TextTransformer
+from tldr.nn.text import TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
 
 
@@ -57,8 +57,13 @@ class Clip(Model):
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
         """B captions -> (B, E) unit vectors: the mean over the tokens."""
         tokens, mask = self.tokenizer(captions, max_length=self.text_encoder.max_length, device=self.device)
-        hidden = self.text_encoder(tokens, mask) * mask[..., None]
-        return F.normalize(self.text_projection(hidden.sum(1) / mask.sum(1, keepdim=True)), dim=-1)
+
+        def mean(rows: Tensor, longest: int) -> Tensor:
+            real = mask[rows, :longest, None]
+            hidden = self.text_encoder(tokens[rows, :longest], mask[rows, :longest]) * real
+            return hidden.sum(1) / real.sum(1)
+
+        return F.normalize(self.text_projection(by_length(mask.sum(1), mean)), dim=-1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """InfoNCE over the pairs of all processes, gathered with gradient."""

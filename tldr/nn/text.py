@@ -11,6 +11,7 @@ Shapes: B texts, T text tokens, L image tokens, D width, V vocabulary, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -217,3 +218,13 @@ def _init_bert(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+def by_length(lengths: Tensor, compute: Callable[[Tensor, int], Tensor], *, groups: int = 4) -> Tensor:
+    """(B, ...) what ``compute(rows, longest)`` gives for rows of like ``lengths`` (B,), in the order of the batch.
+
+    Most captions are far shorter than the longest of a batch: padding all to it doubles the work.
+    """
+    order = lengths.argsort(stable=True)
+    found = [compute(rows, int(lengths[rows[-1]])) for rows in order.chunk(groups)]
+    return torch.cat(found)[order.argsort()]
