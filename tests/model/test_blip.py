@@ -372,6 +372,17 @@ def trained():
 
 
 @torch.no_grad()
+def test_signals_are_what_matching_and_contrast_say(trained, batch):
+    found = trained.signals(batch)
+    images, captions = batch["images"], batch["captions"]
+    matched = trained.match(trained.image_tokens(images), captions)
+    torch.testing.assert_close(found["alignment"], matched)
+    cosine = (trained.embed_images(images) * trained.embed_texts(captions)).sum(1)
+    torch.testing.assert_close(found["itc"], cosine)
+    torch.testing.assert_close(found["embedding"], trained.embed_images(images))
+
+
+@torch.no_grad()
 def test_a_pair_is_judged_alike_in_any_company(trained, batch):
     """A batch's longest caption makes the others' pads, and pictures pass BatchNorm."""
     images, captions = batch["images"], batch["captions"]
