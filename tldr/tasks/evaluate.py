@@ -44,9 +44,8 @@ def run(
     ledger = Ledger()
     if pairs is None:
         found = open_pool(
-            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
-            folder=folder, ledger=ledger,
-        )  # fmt: skip
+            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache), folder=folder, ledger=ledger
+        )
         measured, on = found.pairs, names["data"]
     else:
         measured, on = Pairs.open(pairs), Path(pairs).stem

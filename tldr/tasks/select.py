@@ -78,10 +78,7 @@ def run(
     tracker = logger(name=f"{names['selector']}-c{compression}-s{seed}", job_type="select", save_dir=folder)
     tracker.log_hyperparams(config)
 
-    found = open_pool(
-        data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder,
-        ledger=ledger,
-    )  # fmt: skip
+    found = open_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder, ledger=ledger)
     pool = found.pairs
     keep_count(len(pool), compression)  # an impossible one should not cost a scorer's training first
 

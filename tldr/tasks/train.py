@@ -52,9 +52,8 @@ def run(
     ledger = Ledger()
     if pairs is None:
         subset = open_pool(
-            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache),
-            folder=folder, ledger=ledger,
-        ).pairs  # fmt: skip
+            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache), folder=folder, ledger=ledger
+        ).pairs
     else:
         subset = Pairs.open(pairs)
     title = "-".join([names["model"], *home.parts[-2:], f"s{seed}"])
