@@ -49,7 +49,9 @@ def command(project: Path) -> Callable[..., str]:
 
     def run(line: str, *, fails: bool = False) -> str:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
-        environment = {key: value for key, value in environment.items() if key not in ("TLDR_DATA", "TLDR_CACHE")}
+        # As from a fresh shell: this process's own W&B service would take the runs of the command.
+        own = ("TLDR_DATA", "TLDR_CACHE", "WANDB_SERVICE")
+        environment = {key: value for key, value in environment.items() if key not in own}
         words = [sys.executable if word == "python" else word for word in line.split()]
         done = subprocess.run(
             words, cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
