@@ -36,7 +36,7 @@ bench: $(if $(NAME),$(STAMP))  ## List the benchmarks, or run one: make bench NA
 ifdef NAME
 	$(BIN)/python benchmarks/$(NAME).py $(ARGS)
 else
-	@for file in benchmarks/*.py; do \
+	@for file in benchmarks/[a-z]*.py; do \
 		printf '  make bench NAME=%-14s %s\n' "$$(basename $$file .py)" "$$(sed -n '1s/^"""//p' $$file | sed 's/"""$$//')"; \
 	done
 endif
@@ -47,5 +47,5 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv, once: several gigabytes, a few minutes'
-	$(BIN)/python -m pip install --editable '.[dev,metrics]' --constraint constraints.txt
+	$(BIN)/python -m pip install --editable '.[dev,metrics,video]' --constraint constraints.txt
 	@touch $@

@@ -6,7 +6,10 @@ a row number stand for a pair. ``image`` is a locator, a string relative to ``ro
     img/a.jpg                       a file
     shard.tar#bytes=512+1834        a range of bytes: offset + size
     part.parquet#row=17             a row of a parquet file, column ``image`` (another one: ``#row=17,column=jpg``)
+    clip.mp4#frame=0/8              the middle frame of the first of 8 equal parts of a video, or of a folder of frames
     https://host/a.jpg              a URL that fsspec opens
+
+A second picture, where a task has two, is a locator in the column ``image_2``.
 
 Columns whose name begins with ``truth_`` hold what is known about planted diseases: reports may read them, selectors
 never see them (`Pairs.without_truth`).
@@ -32,6 +35,7 @@ from tldr.atomic import atomic_path
 
 REQUIRED = ("uid", "image", "caption")
 DIGEST = "image_digest"  # of the picture's bytes: two pools with the same names and other pixels are two pools
+SECOND, SECOND_DIGEST = "image_2", "image_2_digest"  # the same of the second picture, where a task has two
 TRUTH = "truth_"
 _METADATA_KEY = b"tldr"
 _HASH_ROWS = 65_536
@@ -72,7 +76,7 @@ class Pairs:
         missing = [name for name in REQUIRED if name not in table.column_names]
         if missing:
             raise ValueError(f"pairs need the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
-        for name in (*REQUIRED, DIGEST):
+        for name in (*REQUIRED, DIGEST, SECOND, SECOND_DIGEST):
             if name in table.column_names:  # 64-bit offsets: the captions of 40M pairs pass 2 GiB
                 at = table.column_names.index(name)
                 table = table.set_column(at, name, table[name].cast(pa.large_string()))
@@ -126,9 +130,10 @@ class Pairs:
 
     @cached_property
     def hash(self) -> str:
-        """Content hash over uid, image, caption and, where known, the pictures' bytes (16 hex digits)."""
+        """Content hash over uid, image, caption, second image and, where known, the pictures' bytes (16 hex digits)."""
         digest = hashlib.blake2b(digest_size=8)
-        names = [name for name in (*REQUIRED, DIGEST) if name in self.table.column_names]
+        hashed = (*REQUIRED, DIGEST, SECOND, SECOND_DIGEST)
+        names = [name for name in hashed if name in self.table.column_names]
         for name in names:
             digest.update(name.encode())
             column = self.table[name].fill_null("") if self.table[name].null_count else self.table[name]
@@ -185,7 +190,7 @@ class Pairs:
         if name in ("uid", "image"):
             raise ValueError(f"{name} is a pair's identity and cannot be replaced")
         array = pa.array(values) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
-        array = array.cast(pa.large_string()) if name in ("caption", DIGEST) else array
+        array = array.cast(pa.large_string()) if name in ("caption", DIGEST, SECOND, SECOND_DIGEST) else array
         names = self.table.column_names
         if name in names:
             return replace(self, table=self.table.set_column(names.index(name), name, array))

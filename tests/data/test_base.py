@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tldr.data.base import absolute, column, existing_file, existing_folder, pairs, records
+from tldr.data.base import absolute, column, existing_file, existing_folder, json_lines, pairs, records
 
 
 def read(path, delimiter=",", **options):
@@ -102,3 +102,19 @@ def test_a_record_of_several_captions_is_several_pairs():
     assert [getattr(row, "error", None) for row in rows] == [None, "no caption: here", "caption is no text: here"]
     assert [row.uid for row in pairs("a.jpg", ["x"], "u", {}, "")] == ["u"]
     assert [row.uid for row in pairs("a.jpg", [], "u", {}, "")] == ["u"]
+
+
+def test_json_lines_cost_one_value_where_they_are_broken(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n[2]\r\n"caf\xe9"\n"a\xe2\x80\xa8b"')
+    assert list(json_lines(tmp_path / "a.jsonl")) == [
+        (1, {"a": 1}),
+        (3, None),
+        (4, [2]),
+        (5, "caf\udce9"),
+        (6, "a\u2028b"),
+    ]
+
+
+def test_a_reader_is_its_own_evaluation_set_unless_it_knows_better(listed):
+    reader = listed([])
+    assert all(reader.for_task(task) is reader for task in ("pairs", "nlvr2", "vqa", "classes", "video"))

@@ -82,6 +82,30 @@ def test_karpathys_flickr8k_has_no_folders(tmp_path):
     ]
 
 
+def test_a_test_split_is_an_evaluation_set(tmp_path):
+    """COCO's 5k and Flickr30k's 1k: the pictures of one split, each with all of its captions, five or more."""
+    for dataset, folder in (("coco", "val2014"), ("flickr30k", None)):
+        images = [
+            {
+                "filename": f"{number}.jpg",
+                "imgid": number,
+                "split": "test" if number % 3 else "train",
+                "sentences": [{"raw": f"{number} {n}", "sentid": 10 * number + n} for n in range(5 + number % 2)],
+                **({"filepath": folder, "cocoid": 100 + number} if folder else {}),
+            }
+            for number in range(30)
+        ]
+        file = write(tmp_path / f"dataset_{dataset}.json", {"dataset": dataset, "images": images})
+        pairs = read_pool(Coco(file, split="test"), verify="none", progress=False).pairs
+        captions = pairs.table.group_by("image").aggregate([("caption", "count")]).to_pylist()
+        assert len(captions) == 20
+        for row in captions:
+            number = int(row["image"].rpartition("/")[2].removesuffix(".jpg"))
+            assert row["image"].startswith("val2014/") == (dataset == "coco")
+            assert row["caption_count"] == 5 + number % 2
+        assert set(pairs.table["split"].to_pylist()) == {"test"}
+
+
 def test_a_wrong_split_or_file_says_what_there_is(tmp_path):
     karpathy = write(tmp_path / "k.json", KARPATHY)
     with pytest.raises(ValueError, match=r"data\.split=dev: .*k\.json has all, restval, test, train, val"):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tldr.data.images import ImageStore
 from tldr.data.loading import AUGMENTATIONS, PairsData, PairsDataset, RandAugment, collate, ordered_loader, transform
+from tldr.data.order import ShuffledBatches
 from tldr.pairs import Pairs
 
 
@@ -155,3 +156,77 @@ def test_randaugment_has_blips_ten_operations(photo, monkeypatch):
 def test_an_unknown_augmentation_is_named():
     with pytest.raises(ValueError, match="augment='flip'; choose from none, crop, randaugment"):
         transform(32, "flip")
+
+
+def test_columns_come_as_they_are(tiny_pool):
+    pairs = tiny_pool.with_column("answers", [[str(i)] * (i % 3) for i in range(400)])
+    pairs = pairs.with_column("label", [True] * 400)
+    data = PairsData(pairs, image_size=8, batch_size=32, columns=("answers", "label"))
+    batch = next(iter(data.train_dataloader()))
+    assert batch["columns"]["answers"] == [[str(row)] * (row % 3) for row in batch["rows"].tolist()]
+    assert batch["columns"]["label"] == [True] * 32
+    assert "images_2" not in batch
+    with pytest.raises(ValueError, match=r"have no column lable; they have uid, .*label"):
+        PairsDataset(pairs, image_size=8, columns=("lable",))
+
+
+def test_a_second_picture_is_decoded_like_the_first(pairs):
+    pairs = pairs.with_column("image_2", [f"{(i + 6) // 2 % 6}.png" for i in range(12)])
+    for cache in (False, True):
+        dataset = PairsDataset(pairs, image_size=8, columns=("image_2",), cache=cache, tolerant=True)
+        batch = next(iter(ordered_loader(dataset, batch_size=12)))
+        assert batch["columns"] == {}
+        assert torch.equal(batch["images_2"], batch["images"].roll(6, 0))
+        assert [row for row, error in enumerate(batch["errors"]) if error] == [4, 5, 10, 11]
+    with pytest.raises(ValueError, match=r"pair 10: 2\.png: truncated"):
+        PairsDataset(pairs, image_size=8, columns=("image_2",))[10]
+
+
+def pictures(data: PairsData, count: int) -> list[torch.Tensor]:
+    loader, found = data.train_dataloader(), []
+    while len(found) < count:
+        found += [batch["images"] for batch in loader]
+    return found[:count]
+
+
+def test_augmentation_depends_on_the_seed_and_the_place_alone(tiny_pool):
+    data = partial(PairsData, tiny_pool, image_size=8, batch_size=100, augment="randaugment")
+    expected = pictures(data(seed=3), 5)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert all(map(torch.equal, pictures(data(seed=3, num_workers=2), 5), expected))
+    assert all(map(torch.equal, pictures(data(seed=3), 5), expected))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(pictures(data(seed=4), 1)[0], expected[0])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_where_another_was(tiny_pool, num_workers):
+    data = partial(PairsData, tiny_pool, image_size=8, batch_size=100, augment="crop", num_workers=num_workers)
+    expected = pictures(data(), 8)
+    for taken in (2, 4, 6):  # in an epoch of 4, at its end, and in the second
+        first = data()
+        loader, left = first.train_dataloader(), taken
+        while left:
+            for _ in loader:  # workers have prepared more than was taken
+                left -= 1
+                if not left:
+                    break
+        second = data()
+        second.load_state_dict(first.state_dict())
+        assert all(map(torch.equal, pictures(second, 8 - taken), expected[taken:]))
+
+
+def test_processes_share_every_batch(tiny_pool):
+    """Two with batches of 50 see together what one with batches of 100 sees."""
+    one, *both = (
+        [list(batch) for batch in ShuffledBatches(400, size, seed=1, rank=rank, ranks=ranks)]
+        for size, rank, ranks in ((100, 0, 1), (50, 0, 2), (50, 1, 2))
+    )
+    assert [a + b for a, b in zip(*both, strict=True)] == one
+    with pytest.raises(ValueError, match="batch_size=300 in each of 2 processes, but there are only 400 pairs"):
+        ShuffledBatches(400, 300, seed=1, ranks=2)
+    data = PairsData(tiny_pool, image_size=8, batch_size=100)
+    data.load_state_dict({"taken": 3, "ranks": 2})
+    with pytest.raises(ValueError, match="interrupted with 2 processes and cannot go on with 1"):
+        data.train_dataloader()

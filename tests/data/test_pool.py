@@ -212,3 +212,36 @@ def test_any_mixture_adds_up(tmp_path, listed, picture):
         assert set(pool.pairs.captions.to_pylist()) <= {"a", "b", "c"}
         assert pool.quarantine.column_names == ["uid", "image", "caption", "stage", "error"]
         assert all(column.null_count == 0 for column in pool.quarantine.columns)
+
+
+def test_a_second_picture_is_verified_as_the_first(tmp_path, listed, picture):
+    for number in range(4):
+        picture(tmp_path / f"{number}.png", number)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
+    seconds = ["1.png", "2.png", "none.png", "cut.png", None, "", "3.png"]
+    rows = [Row("0.png", f"caption {n}", str(n), {"image_2": second}) for n, second in enumerate(seconds)]
+    rows += [Row("gone.png", "both", "7", {"image_2": "none.png"}), Row("0.png", " ", "8", {"image_2": "1.png"})]
+    reader = listed(rows, tmp_path)
+    pool = read_pool(reader, max_bad_fraction=0.9, cache=tmp_path / "cache", progress=False)
+    assert pool.read == len(rows) == len(pool.pairs) + pool.quarantine.num_rows
+    assert pool.pairs.uids.to_pylist() == ["0", "1", "4", "6"]  # a pair without second picture is one
+    assert pool.decoded == 5  # 0, 1, 2, 3 and the cut one, each once
+    errors = {row["uid"]: row["error"] for row in pool.quarantine.to_pylist()}
+    assert errors["2"] == "missing file in image_2: none.png"
+    assert errors["3"].startswith("truncated or corrupt in image_2: ")
+    assert errors["3"].endswith("cut.png")
+    assert errors["5"].startswith("not an image in image_2: a folder")
+    assert errors["7"] == "missing file"
+    assert "x image: missing file in image_2, e.g." in pool.summary()
+    digests = dict(zip(pool.pairs.uids.to_pylist(), pool.pairs.table["image_2_digest"].to_pylist(), strict=True))
+    assert digests["4"] is None
+    assert len(set(digests.values())) == 4
+    assert read_pool(reader, max_bad_fraction=0.9, cache=tmp_path / "cache", progress=False).decoded == 0
+
+    swapped = [Row(row.image, row.caption, row.uid, {"image_2": "3.png"}) for row in rows[:2]]
+    same = [Row(row.image, row.caption, row.uid, row.extra) for row in rows[:2]]
+    one, two = (read_pool(listed(each, tmp_path), verify="none", progress=False).pairs for each in (same, swapped))
+    assert one.hash != two.hash  # other second pictures, another pool
+    assert Pairs.open(one.write(tmp_path / "one")).hash == one.hash
+    exists = quiet(listed(rows, tmp_path), verify="exists")
+    assert exists.pairs.uids.to_pylist() == ["0", "1", "3", "4", "5", "6"]

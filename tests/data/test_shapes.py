@@ -226,7 +226,7 @@ def test_it_reads_as_a_pool(reader):
 
 def test_errors_name_the_argument(tmp_path):
     for arguments, message in [
-        ({"split": "test"}, r"data\.split='test'; shapes has train and eval"),
+        ({"split": "test"}, r"data\.split='test'; shapes has train, eval, nlvr2_train"),
         ({"mismatched": 1.0}, r"data\.mismatched=1\.0"),
         ({"duplicates": -0.1}, r"data\.duplicates=-0\.1"),
         ({"size": 1}, r"data\.size=1 .* fewer than two distinct scenes"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer as HubTokenizer
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tldr.data.tokenizer import SPECIAL, Tokenizer
@@ -150,10 +150,79 @@ def bert(tmp_path) -> Path:
 def test_a_published_tokenizer_gains_the_two_tokens_it_lacks(bert):
     tokenizer = Tokenizer.pretrained(str(bert))
     assert (tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask) == (0, 1, 2, 3, 4)
-    assert {tokenizer.enc, tokenizer.dec} == {9, 10}
+    assert (tokenizer.dec, tokenizer.enc) == (9, 10)  # in BLIP's order: 30522 and 30523 after BERT's
     assert len(tokenizer) == 11
     tokens, mask = tokenizer(["A red heart red hearts", "dog"], max_length=20)
     assert tokens.tolist() == [[2, 5, 6, 7, 6, 7, 8, 3], [2, 1, 3, 0, 0, 0, 0, 0]]
     assert torch.equal(mask, tokens != 0)
     again = Tokenizer(tokenizer.json)
     assert (again.enc, again.dec, len(again)) == (tokenizer.enc, tokenizer.dec, 11)
+
+
+def test_words_number_the_tokens(bert):
+    """Pieces of a word have one number; special tokens and pads none; what is cut off is cut off here too."""
+    tokenizer = Tokenizer.pretrained(str(bert))
+    texts = ["A red heart red hearts", "dog"]
+    assert tokenizer.words(texts, max_length=20).tolist() == [[-1, 0, 1, 2, 3, 4, 4, -1], [-1, 0, *[-1] * 6]]
+    assert tokenizer.words(texts, max_length=7).tolist() == [[-1, 0, 1, 2, 3, 4, -1], [-1, 0, *[-1] * 5]]
+    assert tokenizer.words([], max_length=7).shape == (0, 0)
+
+
+@pytest.mark.parametrize("max_length", [5, 60])
+def test_words_are_aligned_with_tokens(tokenizer, hostile, max_length):
+    texts = [CORPUS[0], "a turquoises heart", hostile, ""]
+    tokens, mask = tokenizer(texts, max_length=max_length)
+    words = tokenizer.words(texts, max_length=max_length)
+    assert words.dtype == torch.int64
+    assert words.shape == tokens.shape
+    special = (tokens == tokenizer.cls) | (tokens == tokenizer.sep)
+    assert torch.equal(words >= 0, mask & ~special)
+    for row in words.tolist():
+        numbers = [number for number in row if number >= 0]
+        assert numbers == sorted(numbers)
+    pieces = tokenizer(["turquoises"], max_length=60)[0].shape[1] - 2
+    assert pieces > 1
+    assert (tokenizer.words(["turquoises"], max_length=60)[0, 1:-1] == 0).all()
+
+
+@pytest.fixture
+def clip() -> Tokenizer:
+    """CLIP's kind: byte pairs, two special tokens, of which the end also pads."""
+    letters = [chr(i) for i in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "re", "red</w>", "<|startoftext|>", "<|endoftext|>"]
+    hub = HubTokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, [("r", "e"), ("re", "d</w>")], end_of_word_suffix="</w>",
+            unk_token="<|endoftext|>",
+        )
+    )  # fmt: skip
+    hub.normalizer = normalizers.Lowercase()
+    hub.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(False)])
+    hub.decoder = decoders.ByteLevel()
+    hub.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    return Tokenizer(hub.to_str())
+
+
+def test_clips_tokens_keep_their_roles(clip):
+    assert len(clip) == 2 * 94 + 4  # none is added: the published embeddings have no rows for more
+    assert (clip.cls, clip.sep, clip.end, clip.pad) == (190, 191, 191, 191)
+    texts = ["a red rex", "red"]
+    tokens, mask = clip(texts, max_length=20)
+    assert mask.sum(1).tolist() == [6, 3]
+    assert tokens[1].tolist() == [190, 189, *[191] * 4]
+    assert mask[1].tolist() == [True] * 3 + [False] * 3  # the end is real once
+    assert clip.words(texts, max_length=20).tolist() == [[-1, 0, 1, 2, 2, -1], [-1, 0, -1, -1, -1, -1]]
+    assert clip.decode(tokens.tolist()) == texts
+    assert clip.json == Tokenizer(clip.json).json
+
+
+def test_clips_end_cannot_be_said(clip):
+    tokens, mask = clip(["a <|endoftext|> red <|startoftext|>"], max_length=60)
+    assert mask.all()
+    assert not {clip.cls, clip.end} & set(tokens[0, 1:-1].tolist())
+
+
+@pytest.mark.parametrize("role", ["mask", "enc", "dec"])
+def test_clip_has_no_tokens_for_other_roles(clip, role):
+    with pytest.raises(ValueError, match=rf"CLIP's tokenizer has no \[{role.upper()}\]"):
+        getattr(clip, role)

@@ -11,7 +11,7 @@ import csv
 import json
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -81,6 +81,11 @@ class Reader(ABC):
 
     def prepare(self) -> None:  # noqa: B027  (most have nothing to make)
         """Make what is to be read, where it must be made first."""
+
+    def for_task(self, task: str) -> Reader:
+        """The reader of what ``task`` (pairs, nlvr2, vqa, classes, video) is evaluated on: this one, unless it knows
+        better."""
+        return self
 
     @abstractmethod
     def rows(self) -> Iterator[Row | Bad]:
@@ -152,6 +157,22 @@ def records(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tupl
                 yield number, cells
             number += len(lines.taken)
             lines.taken.clear()
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, value) of every line of JSON that is not blank; None of one that is no JSON."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        yield from parsed_lines(file)
+
+
+def parsed_lines(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """`json_lines` of lines that are at hand."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError:
+                yield number, None
 
 
 class _Lines:

@@ -1,4 +1,5 @@
-"""Pictures by locator: files, byte ranges of tars, rows of parquet files, URLs (`tldr.pairs` has the notation).
+"""Pictures by locator: files, byte ranges of tars, rows of parquet files, frames of clips, URLs (`tldr.pairs` has the
+notation).
 
 `ImageStore.load` gives RGB as a person would see the picture: turned the way its EXIF says, transparent parts on
 white, 16-bit values scaled, the first frame of an animation. Every pixel is decoded, so that a truncated file is an
@@ -24,9 +25,13 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from tldr.data.frames import frame_of_folder, frame_of_video
+
 # Only these endings make a fragment: '#' is an ordinary character of a file name.
 _FRAGMENT = re.compile(
-    r"(?P<path>.+)#(?:bytes=(?P<offset>\d+)\+(?P<size>\d+)|row=(?P<row>\d+)(?:,column=(?P<column>.+))?)", re.DOTALL
+    r"(?P<path>.+)#(?:bytes=(?P<offset>\d+)\+(?P<size>\d+)|row=(?P<row>\d+)(?:,column=(?P<column>.+))?"
+    r"|frame=(?P<frame>\d+)/(?P<frames>\d+))",
+    re.DOTALL,
 )
 _OPEN_FILES = 64
 _ROW_GROUP_BYTES = 256 << 20
@@ -52,6 +57,8 @@ class Place(NamedTuple):
     size: int = 0
     row: int | None = None
     column: str = "image"
+    frame: int | None = None
+    frames: int = 1
 
 
 class ImageStore:
@@ -64,13 +71,18 @@ class ImageStore:
         return {"root": self.root}
 
     def place(self, locator: str) -> Place:
-        """The file or URL behind a locator, and the part of it."""
+        """The file or URL behind a locator, and the part of it. A frame of a folder of pictures is a file of its own.
+
+        Raises ImageError where a clip has no such frame.
+        """
         match = _FRAGMENT.fullmatch(locator)
         path = match["path"] if match else locator
         if "://" not in path:
             path = f"{self.root.rstrip('/')}/{path}" if "://" in self.root else os.path.join(self.root, path)
         if match is None:
             return Place(path)
+        if match["frame"] is not None:
+            return _frame(locator, path, int(match["frame"]), int(match["frames"]))
         if match["row"] is not None:
             return Place(path, row=int(match["row"]), column=match["column"] or "image")
         return Place(path, offset=int(match["offset"]), size=int(match["size"]))
@@ -94,7 +106,9 @@ class ImageStore:
         """The encoded bytes of a picture. Raises ImageError."""
         place = self.place(locator)
         try:
-            if place.row is not None:
+            if place.frame is not None:
+                data = frame_of_video(place.path, place.frame, place.frames)
+            elif place.row is not None:
                 data = self._files.row(place)
             elif place.offset is not None:
                 data = self._files.range(place)
@@ -123,6 +137,17 @@ class ImageStore:
         if files is None or files.pid != os.getpid():
             files = self.__dict__["_open"] = _OpenFiles()
         return files
+
+
+def _frame(locator: str, path: str, frame: int, frames: int) -> Place:
+    if frame >= frames:
+        raise ImageError(locator, f"no such frame: of {frames} parts the last is {frames - 1}")
+    if not os.path.isdir(path):
+        return Place(path, frame=frame, frames=frames)
+    try:
+        return Place(frame_of_folder(path, frame, frames))
+    except (OSError, ValueError) as error:
+        raise ImageError(locator, _why_unreadable(error)) from error
 
 
 def decode(data: bytes, locator: str, *, draft: bool = False) -> Image.Image:

@@ -2,50 +2,57 @@
 
 Pictures travel as uint8, and the model normalises them on its device: a quarter of the memory and of the bus. A
 picture that cannot be decoded stops the run with its uid; reading the pool with ``verify=decode`` has quarantined such
-pictures before.
+pictures before. The order of training and the draws of augmentation are functions of the seed and of how far the run
+is: not of workers, of processes, or of how often it was interrupted (`tldr.data.order`).
 
 Shapes: N pairs, B of a batch, H = W = image_size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import lightning as L
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from tldr.data.images import ImageError, ImageStore
+from tldr.data.order import Drawn, OrderedLoader, ShuffledBatches
 from tldr.pairs import Pairs
 
 AUGMENTATIONS = ("none", "crop", "randaugment")
+SECOND = "image_2"  # the column that names a second picture of the pair
 
 
 class Sample(TypedDict):
-    """One pair: (3, H, W) uint8 picture, its caption, its row in the pairs, the number of its picture, and why the
-    picture could not be decoded ("": it could)."""
+    """One pair: (3, H, W) uint8 picture, its caption, its row in the pairs, the number of its picture, why the picture
+    could not be decoded ("": it could), the extra columns asked for, and its second picture if that was one of them."""
 
     image: Tensor
     caption: str
     row: int
     image_id: int
     error: str
+    columns: dict[str, Any]
+    image_2: NotRequired[Tensor]
 
 
 class Batch(TypedDict):
     """B pairs: (B, 3, H, W) uint8, B captions, (B,) rows, (B,) numbers that are equal where the picture is the same,
-    and B errors."""
+    B errors, B values of every column asked for, and (B, 3, H, W) second pictures where those were asked for."""
 
     images: Tensor
     captions: list[str]
     rows: Tensor
     image_ids: Tensor
     errors: list[str]
+    columns: dict[str, list[Any]]
+    images_2: NotRequired[Tensor]
 
 
 class RandAugment(v2.RandAugment):
@@ -75,65 +82,97 @@ def transform(image_size: int, augment: str = "none") -> v2.Transform:
 
 
 class PairsDataset(Dataset[Sample]):
-    """The pairs, decoded on demand. ``cache=True`` keeps every transformed picture in memory (not with augmentation):
-    small sets then cost no decoding after the first epoch. A picture that cannot be decoded raises ValueError with its
-    uid or, if ``tolerant``, gives a black one and says so in ``error``: for who keeps account of such pairs."""
+    """The pairs, decoded on demand, with the extra ``columns`` named; the column ``image_2`` holds a second picture's
+    locator and is decoded like the first. ``cache=True`` keeps every transformed picture in memory (not with
+    augmentation): small sets then cost no decoding after the first epoch. A picture that cannot be decoded raises
+    ValueError with its uid or, if ``tolerant``, gives a black one and says so in ``error``: for who keeps account of
+    such pairs."""
 
     def __init__(
-        self, pairs: Pairs, *, image_size: int, augment: str = "none", cache: bool = False, tolerant: bool = False
+        self,
+        pairs: Pairs,
+        *,
+        image_size: int,
+        augment: str = "none",
+        cache: bool = False,
+        tolerant: bool = False,
+        columns: Sequence[str] = (),
     ) -> None:
         if cache and augment != "none":
             raise ValueError(f"cache=true keeps pictures as they are; it cannot go with augment={augment}")
+        there = pairs.table.column_names
+        missing = [name for name in columns if name not in there]
+        if missing:
+            raise ValueError(f"these pairs have no column {', '.join(missing)}; they have {', '.join(there)}")
         self.pairs = pairs
         self.image_size, self.tolerant = image_size, tolerant
+        self.columns, self.second = tuple(name for name in columns if name != SECOND), SECOND in columns
         self.store = ImageStore(pairs.root)
         self.transform = transform(image_size, augment)
         encoded = pc.dictionary_encode(pairs.images).combine_chunks()
         self.image_ids = np.asarray(encoded.indices if len(pairs) else [], dtype=np.int64)
-        self.cache: dict[int, Tensor] | None = {} if cache else None
+        self.cache: dict[str, Tensor] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def image(self, row: int) -> Tensor:
-        """(3, H, W) uint8 of the pair's picture. Raises ImageError."""
-        image_id = int(self.image_ids[row])
-        if self.cache is not None and image_id in self.cache:
-            return self.cache[image_id]
-        tensor: Tensor = self.transform(self.store.load(self.pairs.images[row].as_py()))
+        """(3, H, W) uint8 of the pair's (first) picture. Raises ImageError."""
+        return self._picture(self.pairs.images[row].as_py())
+
+    def _picture(self, locator: str) -> Tensor:
+        if self.cache is not None and locator in self.cache:
+            return self.cache[locator]
+        tensor: Tensor = self.transform(self.store.load(locator))
         if self.cache is not None:
-            self.cache[image_id] = tensor
+            self.cache[locator] = tensor
         return tensor
 
     def __getitem__(self, row: int) -> Sample:
-        error = ""
-        try:
-            image = self.image(row)
-        except ImageError as failure:
-            if not self.tolerant:
-                raise ValueError(
-                    f"pair {self.pairs.uids[row].as_py()}: {failure}; reduce the data again with verify=decode, "
-                    "which quarantines such pictures"
-                ) from failure
-            image, error = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8), str(failure)
-        caption: str = self.pairs.captions[row].as_py()
-        return {"image": image, "caption": caption, "row": row, "image_id": int(self.image_ids[row]), "error": error}
+        error, images = "", []
+        for locators in (self.pairs.images, self.pairs.table[SECOND]) if self.second else (self.pairs.images,):
+            try:
+                images.append(self._picture(locators[row].as_py()))
+            except ImageError as failure:
+                if not self.tolerant:
+                    raise ValueError(
+                        f"pair {self.pairs.uids[row].as_py()}: {failure}; reduce the data again with verify=decode, "
+                        "which quarantines such pictures"
+                    ) from failure
+                images.append(torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8))
+                error = error or str(failure)
+        sample: Sample = {
+            "image": images[0],
+            "caption": self.pairs.captions[row].as_py(),
+            "row": row,
+            "image_id": int(self.image_ids[row]),
+            "error": error,
+            "columns": {name: self.pairs.table[name][row].as_py() for name in self.columns},
+        }
+        if self.second:
+            sample["image_2"] = images[1]
+        return sample
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of equal picture size -> a batch."""
-    return {
+    """Samples of equal picture size and equal columns -> a batch."""
+    batch: Batch = {
         "images": torch.stack([sample["image"] for sample in samples]),
         "captions": [sample["caption"] for sample in samples],
         "rows": torch.tensor([sample["row"] for sample in samples]),
         "image_ids": torch.tensor([sample["image_id"] for sample in samples]),
         "errors": [sample["error"] for sample in samples],
+        "columns": {name: [sample["columns"][name] for sample in samples] for name in samples[0]["columns"]},
     }
+    second = [sample["image_2"] for sample in samples if "image_2" in sample]
+    if second:
+        batch["images_2"] = torch.stack(second)
+    return batch
 
 
 class PairsData(L.LightningDataModule):
-    """Shuffled batches of the pairs for training. The order is drawn from ``seed`` alone, whatever else the run
-    draws."""
+    """Shuffled batches of the pairs for training. Their order, and every draw of augmentation, is a function of
+    ``seed`` and of the place in the run alone: a run that is resumed goes on where the batches had come to."""
 
     def __init__(
         self,
@@ -145,26 +184,40 @@ class PairsData(L.LightningDataModule):
         cache: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if len(pairs) < batch_size:
             raise ValueError(f"batch_size={batch_size}, but there are only {len(pairs)} pairs; lower batch_size")
-        self.dataset = PairsDataset(pairs, image_size=image_size, augment=augment, cache=cache)
+        self.dataset = PairsDataset(pairs, image_size=image_size, augment=augment, cache=cache, columns=columns)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.loader: OrderedLoader | None = None
+        self._restored: Mapping[str, int] | None = None
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches only: contrastive losses depend on the batch's size."""
-        return DataLoader(
-            self.dataset,
-            batch_size=self.batch_size,
-            # A generator of its own: the loader's also seeds workers, so that the order would depend on their number.
-            sampler=RandomSampler(self.dataset, generator=torch.Generator().manual_seed(self.seed)),
-            drop_last=True,
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = ShuffledBatches(len(self.dataset), self.batch_size, seed=self.seed, rank=rank, ranks=ranks)
+        self.loader = OrderedLoader(
+            Drawn(self.dataset, seed=self.seed),
+            batch_sampler=batches,
             collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+        if self._restored is not None:
+            self.loader.load_state_dict(self._restored)
+            self._restored = None
+        return self.loader
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the batches have come; travels in Lightning's checkpoints."""
+        return {} if self.loader is None else self.loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there, at the next `train_dataloader`."""
+        self._restored = state_dict
 
 
 def ordered_loader(dataset: Dataset[Sample], *, batch_size: int, num_workers: int = 0) -> DataLoader[Sample]:

@@ -8,7 +8,6 @@ gathered in Arrow chunks of a fixed size, so that 40M pairs never exist as Pytho
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +24,14 @@ from tqdm import tqdm
 from tldr.atomic import atomic_path
 from tldr.data.base import Bad, Reader, Row, Stage, raw
 from tldr.data.images import ImageStore
+from tldr.data.quarantine import complaint, reasons
 from tldr.data.verdict import verdicts
-from tldr.pairs import DIGEST, REQUIRED, Pairs, derive_uid
+from tldr.pairs import DIGEST, REQUIRED, SECOND, SECOND_DIGEST, Pairs, derive_uid
 
 Verify = Literal["decode", "exists", "none"]
 
 _CHUNK = 65_536
+_LOCATOR = pa.large_string()
 _EXTRA = "extra."  # keeps a source's own column names apart from these
 _FOUND = pa.schema(
     {
@@ -60,7 +61,7 @@ class Pool:
     def summary(self) -> str:
         """What to tell a person: the counts and, where pairs are quarantined, why."""
         counts = f"{self.read} pairs read, {len(self.pairs)} kept, {self.quarantine.num_rows} quarantined"
-        return "\n".join([counts, *_reasons(self.quarantine)])
+        return "\n".join([counts, *reasons(self.quarantine)])
 
 
 def read_pool(
@@ -76,7 +77,8 @@ def read_pool(
     """Read a source, verify its pictures, and part what can be read from what cannot.
 
     ``verify="decode"`` decodes every distinct picture and gives the pairs the column ``image_digest`` of its bytes;
-    ``"exists"`` asks only whether there is such a file. What was decoded is remembered in the folder ``cache``.
+    ``"exists"`` asks only whether there is such a file. What was decoded is remembered in the folder ``cache``. Second
+    pictures, the locators in a column ``image_2``, are verified as the first are.
     ``quarantine.parquet`` is written into the folder ``quarantine_to``, whether or not the pool is good enough.
 
     Raises ValueError where more than ``max_bad_fraction`` of the pairs is bad.
@@ -89,14 +91,21 @@ def read_pool(
     if not read:
         raise ValueError(f"there is not one pair in {reader.name} at {reader.root}")
     found = _number_repeats(found)
-    digest, decoded = None, 0
+    found, pictures = _with_locators(found)
+    digests: dict[str, pa.ChunkedArray] = {}
+    decoded = 0
     if verify != "none":
-        images = pc.unique(found["image"].filter(pc.is_null(found["stage"])))
+        good = pc.is_null(found["stage"])
+        shown = [chunk for name in pictures.values() for chunk in found[name].filter(good).chunks]
+        images = pc.unique(pa.chunked_array(shown, _LOCATOR)).drop_null()
         store, decoding = ImageStore(reader.root), verify == "decode"
         verdict, decoded = verdicts(store, images, decoding=decoding, cache=cache, workers=workers, progress=progress)
-        at = pc.index_in(found["image"], images)
-        found = _fail(found, "image", verdict["error"].take(at))
-        digest = verdict["digest"].take(at)
+        for digest, name in pictures.items():
+            at = pc.index_in(found[name], images)
+            errors = verdict["error"].take(at)
+            found = _fail(found, "image", errors if name == "image" else _of_second(errors, found[name]))
+            if decoding:
+                digests[digest] = verdict["digest"].take(at)
     found = _refuse_second_uids(found)
 
     kept = pc.is_null(found["stage"])
@@ -107,19 +116,33 @@ def read_pool(
             pq.write_table(quarantine, temporary)
     bad = quarantine.num_rows
     if bad == read or bad / read > max_bad_fraction:
-        raise ValueError(_complaint(reader, quarantine, read, max_bad_fraction, quarantine_to))
+        raise ValueError(complaint(reader, quarantine, read, max_bad_fraction, quarantine_to))
 
     columns: dict[str, Any] = {name: found[name].filter(kept) for name in REQUIRED}
     columns["caption"] = columns["caption"].cast(pa.large_string())
-    if digest is not None and verify == "decode":
-        columns[DIGEST] = digest.filter(kept)
+    columns |= {name: digest.filter(kept) for name, digest in digests.items()}
     for column in found.column_names[len(_FOUND) :]:
         name = column.removeprefix(_EXTRA)
-        if name == DIGEST:
+        if name in (DIGEST, SECOND_DIGEST):
             continue  # of an earlier pool: it is measured here, not believed
         columns[f"source_{name}" if name in columns else name] = found[column].filter(kept)
     provenance = {"data": reader.name, "read": read, "quarantined": bad}
     return Pool(Pairs.build(columns, root=reader.root, provenance=provenance), quarantine, read, decoded)
+
+
+def _with_locators(found: pa.Table) -> tuple[pa.Table, dict[str, str]]:
+    """Which columns hold locators, under the name of their digest's: a source may have second pictures."""
+    name = _EXTRA + SECOND
+    if name not in found.column_names or not pa.types.is_string(found[name].type):
+        return found, {DIGEST: "image"}
+    found = found.set_column(found.column_names.index(name), name, found[name].cast(_LOCATOR))
+    return found, {DIGEST: "image", SECOND_DIGEST: name}
+
+
+def _of_second(errors: pa.ChunkedArray, locators: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The errors of second pictures, with the locator, which the quarantine does not list: ``kind in image_2: ...``."""
+    told = pc.replace_substring_regex(errors, "^([^:]*)", r"\1 in image_2")
+    return pc.binary_join_element_wise(told, locators, pa.scalar(": ", _LOCATOR))
 
 
 def _gather(rows: Iterable[Row | Bad]) -> pa.Table:
@@ -263,34 +286,3 @@ def _fail(found: pa.Table, stage: Stage, errors: pa.ChunkedArray) -> pa.Table:
     for name, new in (("stage", pa.scalar(stage, pa.large_string())), ("error", errors)):
         found = found.set_column(found.column_names.index(name), name, pc.if_else(failed, new, found[name]))
     return found
-
-
-def _reasons(quarantine: pa.Table, most: int = 8) -> list[str]:
-    """A line for each of the most common reasons, with an example."""
-    kind = pc.replace_substring_regex(quarantine["error"], ":.*", "")
-    numbered = quarantine.append_column("kind", kind).append_column("row", pa.array(np.arange(len(kind))))
-    groups = numbered.group_by(["stage", "kind"]).aggregate([([], "count_all"), ("row", "min")])
-    groups = groups.sort_by([("count_all", "descending"), ("stage", "ascending"), ("kind", "ascending")])
-    lines = []
-    for group in groups.slice(0, most).to_pylist():
-        row = group["row_min"]
-        detail = quarantine["error"][row].as_py().removeprefix(group["kind"])
-        example = f"uid {quarantine['uid'][row]}, image {quarantine['image'][row]}{detail}"
-        lines.append(f"{group['count_all']:>8} x {group['stage']}: {group['kind']}, e.g. {example}")
-    rest = groups.num_rows - most
-    return [*lines, f"         and {rest} more kinds"] if rest > 0 else lines
-
-
-def _complaint(
-    reader: Reader, quarantine: pa.Table, read: int, max_bad_fraction: float, quarantine_to: str | Path | None
-) -> str:
-    bad = quarantine.num_rows
-    limit = f"more than max_bad_fraction={max_bad_fraction:g} allows" if bad < read else "nothing is left"
-    lines = [f"{bad} of {read} pairs of {reader.name} at {reader.root} cannot be read, {bad / read:.2%}: {limit}"]
-    lines += _reasons(quarantine)
-    if quarantine_to is not None:
-        lines.append(f"All of them are listed in {Path(quarantine_to) / 'quarantine.parquet'}")
-    if bad < read:
-        enough = math.ceil(1000 * bad / read) / 1000
-        lines.append(f"Mend the source, or go on without these pairs by max_bad_fraction={enough:g}")
-    return "\n".join(lines)

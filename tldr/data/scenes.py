@@ -7,11 +7,13 @@ that is passed."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from tldr.data.view import Item, View, articled
 
 COLOURS = {
     "red": (214, 39, 40), "blue": (31, 90, 220), "green": (30, 150, 60), "yellow": (245, 215, 40),
@@ -83,6 +85,12 @@ def rarity(scene: Scene) -> float:
     return -math.log(min(likelihood))
 
 
+def view(scene: Scene) -> View:
+    """The scene as statements and questions see it."""
+    items = (Item(t.shape, t.colour, t.cell // 3, t.cell % 3, PLACES[t.cell]) for t in scene.things)
+    return View(scene.background, tuple(items), "shape", "background")
+
+
 # --- captions -------------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +114,7 @@ def caption(scene: Scene, style: str, rng: np.random.Generator) -> str:
     else:
         raise ValueError(f"style={style!r}; choose from {', '.join(STYLES)}")
     prefix = str(rng.choice(PREFIXES)) if style in ("full", "relation") and not text.startswith("on ") else ""
-    return prefix + _vary(text, rng)
+    return prefix + vary(text, rng)
 
 
 def _full(scene: Scene, things: Sequence[Thing], rng: np.random.Generator) -> str:
@@ -129,14 +137,15 @@ def _relation(things: Sequence[Thing], rng: np.random.Generator) -> str:
     return f"a {one.colour} {one.shape} {relation} a {two.size} {two.colour} {two.shape}"
 
 
-def _vary(text: str, rng: np.random.Generator) -> str:
+def vary(text: str, rng: np.random.Generator, synonyms: Mapping[str, Sequence[str]] = SYNONYMS) -> str:
+    """The text with some of its words replaced by others of the same meaning."""
     words = []
     for word in text.split(" "):
         stem = word.rstrip(",:")
-        if stem in SYNONYMS and rng.random() < SYNONYM_SHARE:
-            word = str(rng.choice(SYNONYMS[stem])) + word[len(stem) :]
+        if stem in synonyms and rng.random() < SYNONYM_SHARE:
+            word = str(rng.choice(synonyms[stem])) + word[len(stem) :]
         words.append(word)
-    return " ".join(words).replace("a orange", "an orange")
+    return articled(" ".join(words))
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

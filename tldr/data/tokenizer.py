@@ -1,28 +1,37 @@
-"""Text to tokens: a byte-pair tokenizer learned from a pool's own captions, or a published one (BERT's).
+"""Text to tokens: a byte-pair tokenizer learned from a pool's own captions, or a published one (BERT's, CLIP's).
 
 Learning needs no download and keeps small vocabularies small. It is a function of the multiset of captions alone: byte
 pairs over words marked by ``▁`` tie deterministically, which WordPiece's learner does not (its ``##`` pieces are
 numbered in the order of a hash map). The special tokens are BERT's and BLIP's two: ``[DEC]`` begins a text to be
-written, ``[ENC]`` one to be matched with a picture.
+written, ``[ENC]`` one to be matched with a picture. CLIP's tokenizers have two of their own instead: one begins a text,
+the other ends it and fills the row, so that the mask is known from the lengths alone.
 
 Shapes: B texts, T tokens of the longest.
 """
 
 from __future__ import annotations
 
+import json as json_text
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import tokenizers
 import torch
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 PAD, UNK, CLS, SEP, MASK, ENC, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK, ENC, DEC)
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 
 class Tokenizer:
-    """Texts to padded token tensors and back; ``json`` holds it whole, and travels in checkpoints."""
+    """Texts to padded token tensors and back; ``json`` holds it whole, and travels in checkpoints.
+
+    A tokenizer that is not CLIP's gains the special tokens that it lacks, in the order of BLIP: after BERT's 30,522
+    ``[DEC]`` is 30522 and ``[ENC]`` 30523. CLIP's gains none, and to ask it for ``mask``, ``enc`` or ``dec`` is a
+    ValueError.
+    """
 
     def __init__(self, json: str) -> None:
         self.json = json
@@ -30,13 +39,46 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # a caption that says "[PAD]" or "[SEP]" has no say in the batch
-        missing = [token for token in SPECIAL if self._tokenizer.token_to_id(token) is None]
-        if missing:
-            self._tokenizer.add_special_tokens(missing)
-            self.json = self._tokenizer.to_str()
-        ids: list[int] = [self._tokenizer.token_to_id(token) for token in SPECIAL]  # pyright: ignore
-        self.pad, self.unk, self.cls, self.sep, self.mask, self.enc, self.dec = ids
+        self.is_clip = self._id(CLIP_START) is not None and self._id(CLS) is None
+        if self.is_clip:
+            names = (CLIP_END, CLIP_END, CLIP_START, CLIP_END)
+        else:
+            names = (PAD, UNK, CLS, SEP)
+            missing = [token for token in (*names, MASK, DEC, ENC) if self._id(token) is None]
+            if missing:
+                self._tokenizer.add_special_tokens(missing)
+                self.json = self._tokenizer.to_str()
+        self._names = names
+        self.pad, self.unk, self.cls, self.sep = (self._role(name) for name in names)
         self.end = self.sep
+        # What a byte-pair model puts after each word, and its decoder leaves there.
+        self._suffix: str = json_text.loads(self.json)["model"].get("end_of_word_suffix") or ""
+
+    def _id(self, token: str) -> int | None:
+        return self._tokenizer.token_to_id(token)
+
+    def _role(self, token: str) -> int:
+        found = self._id(token)
+        if found is None:
+            raise ValueError(
+                f"CLIP's tokenizer has no {token}; a model that masks, matches or writes text needs BERT's"
+            )
+        return found
+
+    @property
+    def mask(self) -> int:
+        """The token that hides a word."""
+        return self._role(MASK)
+
+    @property
+    def enc(self) -> int:
+        """The token that begins a text to be matched with a picture."""
+        return self._role(ENC)
+
+    @property
+    def dec(self) -> int:
+        """The token that begins a text to be written."""
+        return self._role(DEC)
 
     @classmethod
     def learn(cls, captions: Iterable[str], *, vocab_size: int = 8192) -> Tokenizer:
@@ -71,12 +113,56 @@ class Tokenizer:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         first = self.cls if start is None else start
         rows = [[first, *item.ids[: max_length - 2], self.sep] for item in encoded]
-        tokens = torch.full((len(rows), max(map(len, rows), default=0)), self.pad, dtype=torch.long)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = torch.tensor(row)
-        tokens = tokens.to(device)
-        return tokens, tokens != self.pad
+        tokens = _pad(rows, self.pad).to(device)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long, device=device)
+        return tokens, torch.arange(tokens.shape[1], device=device) < lengths[:, None]
+
+    def words(self, texts: Sequence[str], *, max_length: int) -> Tensor:
+        """(B, T) int64, for each token of ``self(texts, max_length=max_length)`` the number of its word in the text.
+
+        The first word is 0; special tokens and pads have -1. Pieces of one word are neighbours with one number.
+        """
+        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        rows = [[-1 if word is None else word for word in item.word_ids[: max_length - 2]] for item in encoded]
+        return _pad([[-1, *row, -1] for row in rows], -1)
 
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Token rows -> texts, without special tokens."""
-        return self._tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+        texts = self._tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+        return [text.replace(self._suffix, " ").strip() for text in texts] if self._suffix else texts
+
+    def save(self, folder: str | Path, *, max_length: int | None = None) -> None:
+        """Write ``folder``'s tokenizer files, as Hugging Face's ``AutoTokenizer`` reads them.
+
+        There ``tokenizer(text)`` begins and ends a text as this one does; ``max_length`` is what it cuts to on request.
+        """
+        from transformers import PreTrainedTokenizerFast
+
+        copy = tokenizers.Tokenizer.from_str(self.json)
+        pad, unk, cls, sep = self._names
+        copy.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B:1 {sep}:1",
+            special_tokens=[(cls, self.cls), (sep, self.sep)],
+        )
+        if self.is_clip:
+            roles = {"bos_token": cls, "eos_token": sep}
+        else:
+            roles = {"cls_token": cls, "sep_token": sep, "mask_token": MASK, "bos_token": DEC}
+            roles["additional_special_tokens"] = [ENC]  # pyright: ignore[reportArgumentType]
+        if max_length is not None:
+            roles["model_max_length"] = max_length  # pyright: ignore[reportArgumentType]
+        fast = PreTrainedTokenizerFast(tokenizer_object=copy, pad_token=pad, unk_token=unk, **roles)
+        fast.save_pretrained(str(folder))
+        if self.is_clip:  # this class knows how to take the word's end out of what it decodes
+            config = Path(folder) / "tokenizer_config.json"
+            settings = json_text.loads(config.read_text(encoding="utf-8")) | {"tokenizer_class": "CLIPTokenizer"}
+            config.write_text(json_text.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of numbers -> (B, T) of the longest, ``value`` at the ends of the others."""
+    padded = torch.full((len(rows), max(map(len, rows), default=0)), value, dtype=torch.long)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.tensor(row)
+    return padded

@@ -1,0 +1,99 @@
+"""The order of training: shuffled batches that can begin anywhere.
+
+Epoch e shows all pairs in a permutation that is a function of (seed, e); batch b of the run is a slice of it. So where a
+run is, is one number, the batches it has taken, and a resumed run takes the next one. Several processes take
+neighbouring slices: together they see what one process with their batches put together would see. Augmentation draws
+from a generator that is set anew for every sample, from (seed, number of the draw): neither workers nor what else the
+run draws have a part in it.
+
+Shapes: N pairs, B of a batch of one process, R processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Item = TypeVar("Item", covariant=True)
+
+
+class Draw(NamedTuple):
+    """A row, and how many samples the run had drawn before it (all processes together)."""
+
+    row: int
+    number: int
+
+
+class ShuffledBatches(Sampler[list[Draw]]):
+    """Full batches of one epoch, from batch ``start`` of the run to the end of the epoch that it lies in."""
+
+    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
+        if count < batch_size * ranks:
+            raise ValueError(
+                f"batch_size={batch_size} in each of {ranks} processes, but there are only {count} pairs; "
+                "lower batch_size"
+            )
+        self.count, self.batch_size, self.seed, self.rank, self.ranks = count, batch_size, seed, rank, ranks
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.count // (self.batch_size * self.ranks)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, first = divmod(self.start, len(self))
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)  # (N,)
+        for batch in range(first, len(self)):
+            begin = (batch * self.ranks + self.rank) * self.batch_size
+            places = range(begin, begin + self.batch_size)
+            yield [Draw(int(order[place]), epoch * self.count + place) for place in places]
+
+
+class Drawn(Dataset[Item], Generic[Item]):
+    """A dataset whose samples are drawn as `Draw`; torch's CPU generator is theirs meanwhile, and put back."""
+
+    def __init__(self, dataset: Dataset[Item], *, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __getitem__(self, draw: Draw) -> Item:
+        before = torch.get_rng_state()
+        seed = int(np.random.SeedSequence((self.seed, draw.number)).generate_state(1, np.uint64)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed every GPU
+        try:
+            return self.dataset[draw.row]
+        finally:
+            torch.set_rng_state(before)
+
+
+class OrderedLoader(DataLoader[Any]):
+    """A loader over `ShuffledBatches` that knows how many batches it has handed out, whatever its workers hold ready.
+    Iterating goes on from there: to the end of the epoch, then through the next one."""
+
+    batch_sampler: ShuffledBatches
+
+    def __init__(self, dataset: Drawn[Any], *, batch_sampler: ShuffledBatches, **options: Any) -> None:
+        # Else every epoch takes a number from the run's own generator, to seed workers that draw nothing.
+        super().__init__(dataset, batch_sampler=batch_sampler, generator=torch.Generator(), **options)
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.batch_sampler.start = self.taken
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches handed out, and the number of processes that take part."""
+        return {"taken": self.taken, "ranks": self.batch_sampler.ranks}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from a `state_dict`. Raises ValueError where it is of another number of processes."""
+        if state["ranks"] != self.batch_sampler.ranks:
+            raise ValueError(
+                f"the run was interrupted with {state['ranks']} processes and cannot go on with "
+                f"{self.batch_sampler.ranks}: give trainer.devices and trainer.num_nodes as they were"
+            )
+        self.taken = state["taken"]
