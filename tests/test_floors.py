@@ -16,10 +16,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOUSE = (  # from the ground up
-    "pairs cluster engine ledger atomic",
+    "pairs cluster engine ledger atomic metric",
     "nn",
     "data",
-    "signal",
+    "signal hub",
     "report model selector refiner evaluator",
     "tasks",
 )

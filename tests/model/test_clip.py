@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -22,7 +23,7 @@ B, E = 6, 8
 
 def build(*, seed: int = 0, **options) -> Clip:
     torch.manual_seed(seed)
-    arguments = {
+    arguments: dict[str, Any] = {
         "tokenizer": TOKENIZER,
         "image": {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2},
         "text": {"width": 12, "depth": 1, "heads": 2, "max_length": 14, "pre_norm": True},
@@ -40,6 +41,7 @@ def make_batch(captions=CAPTIONS) -> Batch:
         rows=torch.arange(count),
         image_ids=torch.arange(count),
         errors=[""] * count,
+        columns={},
     )
 
 
@@ -85,6 +87,70 @@ def test_the_loss_is_the_papers_formula(trained, batch):
 
 
 @torch.no_grad()
+def test_siglips_loss_is_the_papers_formula(batch):
+    """Algorithm 1 of the paper, written out pair by pair."""
+    model = build(loss="siglip", temperature=0.1).eval()
+    image, text = model.embed_images(batch["images"]), model.embed_texts(batch["captions"])
+    assert model.bias is not None
+    assert (float(model.log_scale.exp()), float(model.bias)) == (pytest.approx(10), -10)
+    total = 0.0
+    for i in range(B):
+        for j in range(B):
+            logit = 10 * image[i] @ text[j] - 10
+            total -= float(F.logsigmoid(logit if i == j else -logit)) / B
+    assert float(model.losses(batch)["itc"]) == pytest.approx(total, rel=1e-4)
+
+
+def test_siglip_learns_the_pairs_too(batch):
+    model = build(loss="siglip", temperature=0.1)
+    fit(model, 60)
+    assert model.bias is not None
+    assert float(model.bias.detach()) != -10
+    with torch.no_grad():
+        similarity = model.eval().embed_images(batch["images"]) @ model.embed_texts(batch["captions"]).T
+    assert similarity.argmax(1).tolist() == list(range(B))
+
+
+@torch.no_grad()
+def test_the_end_token_sees_all_of_a_causal_text(batch):
+    """And is the same for a caption among longer ones."""
+    text = {"width": 12, "depth": 2, "heads": 2, "max_length": 14, "pre_norm": True}
+    model = build(text_pooling="end", causal=True, text=text).eval()
+    blind = build(text_pooling="end", text=text).eval()  # to the order
+    for parameter in model.text_encoder.parameters():  # at BERT's start words hardly differ
+        torch.nn.init.normal_(parameter, std=0.3)
+    blind.load_state_dict(model.state_dict())
+    texts = ["a red star on the left", "a red disc"]
+    embeddings = model.embed_texts(texts)
+    torch.testing.assert_close(embeddings[1:], model.embed_texts(texts[1:]))
+    tokens, mask = model.tokenizer(texts[:1], max_length=14)
+    hidden = model.text_encoder(tokens, mask, causal=True)[:, -1]
+    torch.testing.assert_close(embeddings[:1], F.normalize(model.text_projection(hidden), dim=-1))
+    for other in ("a red star on the disc", "blue red star on the left"):  # its last word, its first
+        assert not torch.allclose(model.embed_texts([other]), embeddings[:1], atol=1e-3)
+    assert not torch.allclose(blind.embed_texts(texts), embeddings, atol=1e-3)
+
+
+def test_the_joint_feature_is_both_and_their_product(batch):
+    model = build().eval()
+    joint = model.joint(batch["images"], batch["captions"])
+    assert joint.shape == (B, model.joint_width)
+    image, text, product = joint.chunk(3, 1)
+    torch.testing.assert_close(image, model.embed_images(batch["images"]))
+    torch.testing.assert_close(text, model.embed_texts(batch["captions"]))
+    torch.testing.assert_close(product, image * text)
+    joint.sum().backward()
+    assert model.image_projection.weight.grad is not None
+
+
+def test_errors_name_the_choices():
+    with pytest.raises(ValueError, match="loss='triplet'; choose from infonce, siglip"):
+        build(loss="triplet")
+    with pytest.raises(ValueError, match="text_pooling='cls'; choose from mean, end"):
+        build(text_pooling="cls")
+
+
+@torch.no_grad()
 def test_training_lowers_the_loss_and_finds_the_pairs(trained, batch):
     fresh = build().eval()
     fresh.trainer = trained.trainer
@@ -108,7 +174,7 @@ def test_a_pair_is_judged_alike_in_any_company(trained, batch):
     for i in (1, 4):
         one: Batch = {
             "images": batch["images"][i : i + 1], "captions": [batch["captions"][i]], "rows": batch["rows"][i : i + 1],
-            "image_ids": batch["image_ids"][i : i + 1], "errors": [""],
+            "image_ids": batch["image_ids"][i : i + 1], "errors": [""], "columns": {},
         }  # fmt: skip
         alone = trained.signals(one)
         torch.testing.assert_close(alone["embedding"], whole["embedding"][i : i + 1])
@@ -153,28 +219,27 @@ def test_a_checkpoint_gives_the_same_model(trained, batch, tmp_path):
 
 
 SCRIPT = """
-import json
+import json, sys
 import torch, torch.distributed as dist, torch.multiprocessing as mp
-from test_clip import CAPTIONS, build, make_batch
+from test_clip import build, make_batch
 
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model, whole = build().eval(), make_batch()
-    half = slice(3 * rank, 3 * rank + 3)
-    part = {**whole, "images": whole["images"][half], "captions": whole["captions"][half]}
-    loss = model.losses(part)["itc"]
-    loss.backward()
-    for parameter in model.parameters():  # as DDP does
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-    found = {name: (p.grad / 2).norm().item() for name, p in model.named_parameters() if p.grad is not None}
-    dist.all_reduce(loss.detach())
+    half, found = slice(3 * rank, 3 * rank + 3), {}
+    for loss in ("infonce", "siglip"):
+        model, whole = build(loss=loss).eval(), make_batch()
+        part = {**whole, "images": whole["images"][half], "captions": whole["captions"][half]}
+        model.losses(part)["itc"].backward()
+        for parameter in model.parameters():  # as DDP does
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+        trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found[loss] = {name: (gradient / 2).norm().item() for name, gradient in trained.items()}
     if rank == 0:
         print(json.dumps(found))
     dist.destroy_process_group()
 
 if __name__ == "__main__":
-    import sys
     mp.spawn(work, (sys.argv[1],), nprocs=2)
 """
 
@@ -191,8 +256,12 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    model = build().eval()
-    model.losses(make_batch())["itc"].backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            assert found[name] == pytest.approx(float(torch.linalg.vector_norm(parameter.grad)), rel=1e-3, abs=1e-6)
+    for loss in ("infonce", "siglip"):
+        model = build(loss=loss).eval()
+        model.losses(make_batch())["itc"].backward()
+        trained = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        assert "log_scale" in found[loss]
+        assert found[loss].keys() == trained.keys()
+        for name, gradient in trained.items():
+            norm = float(torch.linalg.vector_norm(gradient))
+            assert found[loss][name] == pytest.approx(norm, rel=1e-3, abs=1e-6), name

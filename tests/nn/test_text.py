@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tldr.nn.text import Cache, TextTransformer
+from tldr.nn.text import Attention, Cache, Layer, TextTransformer, quick_gelu
 
 V, D, L, C = 11, 16, 3, 8
 
@@ -111,6 +112,45 @@ def test_gradient_checkpointing_gives_the_same_gradients(tokens, image):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_a_layer_by_itself_reads_any_tokens():
+    """Padded rows of what is no text, as ViLT's."""
+    torch.manual_seed(0)
+    layer = Layer(D, 2, pre_norm=True, norm_eps=1e-12).eval()
+    x, real = torch.randn(2, 9, D), torch.ones(2, 1, 1, 9, dtype=torch.bool)
+    real[1, ..., 5:] = False
+    torch.testing.assert_close(layer(x, real)[1:, :5], layer(x[1:, :5]))
+    other = x.clone()
+    other[1, 5:] += 1
+    torch.testing.assert_close(layer(other, real)[1, :5], layer(x, real)[1, :5])
+
+
+def test_pre_norm_attention_normalises_once_and_post_norm_after(monkeypatch):
+    x = torch.randn(2, 4, D)
+    for pre_norm in (False, True):
+        attention, calls = Attention(D, 2, pre_norm=pre_norm), []
+        attention.norm.register_forward_hook(lambda module, given, found, calls=calls: calls.append(found))
+        out = attention(x)
+        assert len(calls) == 1
+        torch.testing.assert_close(calls[0], F.layer_norm(x, (D,), eps=1e-12)) if pre_norm else None
+        assert torch.equal(out, calls[0]) is not pre_norm
+
+
+def test_what_the_options_build(tokens):
+    model = build(activation="quick_gelu", mlp_width=10, norm_eps=1e-3, embed_norm=False, pre_norm=True)
+    layer = model.layers[0]
+    assert isinstance(layer, Layer)
+    assert (layer.inner.out_features, layer.activation) == (10, "quick_gelu")
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-3}
+    assert not any(name.startswith("norm.") for name in model.state_dict())
+    usual = build(pre_norm=True)
+    assert isinstance(usual.last_norm, torch.nn.LayerNorm)
+    assert (usual.last_norm.eps, usual.norm.eps) == (1e-5, 1e-12)  # as checkpoints of ours were trained
+    assert not torch.allclose(build(activation="quick_gelu")(tokens), build()(tokens), atol=1e-3)
+    x = torch.linspace(-4, 4, 9)
+    torch.testing.assert_close(quick_gelu(x), x / (1 + (-1.702 * x).exp()))
+
+
 def test_errors_name_the_option(model, tokens, image):
     with pytest.raises(ValueError, match=r"13 tokens, but text\.max_length is 12"):
         model(torch.zeros(1, 13, dtype=torch.long))
@@ -118,3 +158,5 @@ def test_errors_name_the_option(model, tokens, image):
         build(image_width=None)(tokens, image=image)
     with pytest.raises(ValueError, match="width=16 is not divisible by heads=3"):
         build(heads=3)
+    with pytest.raises(ValueError, match="activation='relu'; choose from gelu, quick_gelu"):
+        build(activation="relu")

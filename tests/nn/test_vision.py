@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -82,6 +84,32 @@ def test_gradient_checkpointing_gives_the_same_gradients(images):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@torch.no_grad()
+def test_a_plain_vit_has_the_sizes_it_is_given(images):
+    sizes: dict[str, Any] = {"image_size": 64, "width": 24, "depth": 3, "heads": 2, "patch_size": 8, "mlp_ratio": 1.5}
+    encoder = ImageEncoder("vit", norm_eps=1e-3, activation="quick_gelu", pre_norm=True, **sizes).eval()
+    assert encoder(images).shape == (3, 1 + 64, 24)
+    assert (encoder.num_prefix_tokens, encoder.num_tokens, len(encoder.vit.blocks)) == (1, 64, 3)
+    block = encoder.vit.blocks[0]
+    assert (block.mlp.fc1.out_features, block.attn.num_heads, block.norm1.eps) == (36, 2, 1e-3)
+    assert type(block.mlp.act).__name__ == "QuickGELU"
+    assert isinstance(encoder.vit.norm_pre, torch.nn.LayerNorm)
+    assert encoder.vit.patch_embed.proj.bias is None  # as CLIP's
+    plain = ImageEncoder("vit", class_token=False, **sizes).eval()
+    tokens = plain(images)
+    assert tokens.shape == (3, 64, 24)
+    torch.testing.assert_close(plain.pool(tokens), tokens.mean(1))
+    assert plain.vit.patch_embed.proj.bias is not None
+    assert ImageEncoder("vit", patch_bias=False, **sizes).vit.patch_embed.proj.bias is None
+
+
+@torch.no_grad()
+def test_bytes_are_normalised_as_asked(images):
+    torch.manual_seed(0)
+    encoder = ImageEncoder("vit", image_size=64, width=16, depth=1, heads=2, mean=[0.5] * 3, std=[0.25] * 3).eval()
+    torch.testing.assert_close(encoder((images / 255 - 0.5) / 0.25), encoder(images))
+
+
 def test_pretrained_weights_are_asked_of_timm(monkeypatch):
     """For the size that is wanted: timm interpolates the positions."""
     asked, create = {}, timm.create_model
@@ -107,3 +135,10 @@ def test_errors_name_the_option():
         ImageEncoder("conv_stem", image_size=64, width=32)
     with pytest.raises(ValueError, match="no pretrained weights"):
         small(pretrained=True)
+    sizes: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2}
+    with pytest.raises(ValueError, match="activation='relu'"):
+        ImageEncoder("vit", image_size=64, activation="relu", **sizes)
+    with pytest.raises(ValueError, match="image_size=60 is not a multiple of patch_size=16"):
+        ImageEncoder("vit", image_size=60, **sizes)
+    with pytest.raises(ValueError, match="backbone=vit needs width, depth and heads"):
+        ImageEncoder("vit", image_size=64)

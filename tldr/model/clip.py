@@ -1,5 +1,9 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020): two encoders, one contrastive loss with a learned temperature.
 
+``loss=infonce`` is CLIP's: each picture chooses among the texts, each text among the pictures. ``loss=siglip`` (Zhai et
+al. 2023, arXiv 2303.15343) asks of every pair by itself whether it belongs together, with a learned bias because so few
+do; it does without the sum over the batch, and small batches learn better from it.
+
 Shapes: B pairs of this process, D width, E embedding width.
 """
 
@@ -18,14 +22,21 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
-from tldr.nn.losses import info_nce
+from tldr.nn.losses import info_nce, similarity
 from tldr.nn.text import TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
+
+LOSSES = ("infonce", "siglip")
+POOLINGS = ("mean", "end")
 
 
 class Clip(Model):
     """Dual encoder. ``image`` and ``text`` are the arguments of `ImageEncoder` and `TextTransformer`;
-    ``tokenizer`` is a `Tokenizer` as JSON."""
+    ``tokenizer`` is a `Tokenizer` as JSON.
+
+    ``text_pooling``: the ``mean`` of the tokens, or the ``end`` token, as published, where the text is ``causal``: no
+    token sees those after it. ``bias`` is where the bias of ``loss=siglip`` begins (published, as temperature=0.1).
+    """
 
     def __init__(
         self,
@@ -36,8 +47,15 @@ class Clip(Model):
         optimizer: Mapping[str, Any],
         embed_dim: int = 256,
         temperature: float = 0.07,
+        text_pooling: str = "mean",
+        causal: bool = False,
+        loss: str = "infonce",
+        bias: float = -10.0,
     ) -> None:
         super().__init__(optimizer=optimizer)
+        for name, value, choices in (("loss", loss, LOSSES), ("text_pooling", text_pooling, POOLINGS)):
+            if value not in choices:
+                raise ValueError(f"{name}={value!r}; choose from {', '.join(choices)}")
         self.save_hyperparameters()
         self.tokenizer = Tokenizer(tokenizer)
         self.image_encoder = ImageEncoder(**image)
@@ -48,6 +66,9 @@ class Clip(Model):
         self.image_projection = nn.Linear(self.image_encoder.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_encoder.width, embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "siglip" else None
+        self.text_pooling, self.causal = text_pooling, causal
+        self.joint_width = 3 * embed_dim
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E) unit vectors."""
@@ -55,21 +76,32 @@ class Clip(Model):
         return F.normalize(self.image_projection(encoder.pool(encoder(images))), dim=-1)
 
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
-        """B captions -> (B, E) unit vectors: the mean over the tokens."""
+        """B captions -> (B, E) unit vectors."""
         tokens, mask = self.tokenizer(captions, max_length=self.text_encoder.max_length, device=self.device)
+        lengths = mask.sum(1)
 
-        def mean(rows: Tensor, longest: int) -> Tensor:
-            real = mask[rows, :longest, None]
-            hidden = self.text_encoder(tokens[rows, :longest], mask[rows, :longest]) * real
-            return hidden.sum(1) / real.sum(1)
+        def pool(rows: Tensor, longest: int) -> Tensor:
+            real = mask[rows, :longest]
+            hidden = self.text_encoder(tokens[rows, :longest], real, causal=self.causal)
+            if self.text_pooling == "end":
+                return hidden[torch.arange(len(rows), device=rows.device), lengths[rows] - 1]
+            return (hidden * real[..., None]).sum(1) / lengths[rows, None]
 
-        return F.normalize(self.text_projection(by_length(mask.sum(1), mean)), dim=-1)
+        return F.normalize(self.text_projection(by_length(lengths, pool)), dim=-1)
+
+    def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
+        """(B, 3, H, W) and B captions -> (B, 3 E): both embeddings and their product, for heads. ``place`` of several
+        pictures makes no difference to CLIP."""
+        image, text = self.embed_images(images), self.embed_texts(captions)
+        return torch.cat([image, text, image * text], 1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """InfoNCE over the pairs of all processes, gathered with gradient."""
+        """``itc`` over the pairs of all processes, gathered with gradient."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
-        scale = self.log_scale.clamp(max=math.log(100)).exp()  # CLIP clips the scale at 100
         rank = dist.get_rank() if dist.is_initialized() else 0
+        if self.bias is not None:
+            return {"itc": sigmoid_loss(image, _gather(text), self.log_scale.exp(), self.bias, rank)}
+        scale = self.log_scale.clamp(max=math.log(100)).exp()  # CLIP clips the scale at 100
         return {"itc": info_nce(image, text, scale, _gather(image), _gather(text), rank)}
 
     @torch.inference_mode()
@@ -78,6 +110,17 @@ class Clip(Model):
         score)."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
         return {"embedding": image, "alignment": (image * text).sum(1)}
+
+
+def sigmoid_loss(image: Tensor, all_text: Tensor, scale: Tensor, bias: Tensor, rank: int) -> Tensor:
+    """SigLIP's loss: (B, E) images of this process, (world * B, E) texts of all, this one's at ``rank * B``.
+
+    The sum over all pairs, per image: the mean of it over the processes is the loss of the whole batch.
+    """
+    logits = scale * similarity(image, all_text) + bias  # (B, world * B)
+    place = torch.arange(len(image), device=image.device)
+    sign = torch.full_like(logits, -1.0).index_put((place, place + rank * len(image)), logits.new_ones(()))
+    return -F.logsigmoid(sign * logits).sum() / len(image)
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -20,11 +20,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+BERT_EPS = 1e-12
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid's approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "quick_gelu": quick_gelu}
+
 
 class Attention(nn.Module):
-    """Multi-head attention of (B, T, D) queries over (B, S, C) keys and values."""
+    """Multi-head attention of (B, T, D) queries over (B, S, C) keys and values, with its norm and its residual."""
 
-    def __init__(self, width: int, heads: int, key_width: int | None = None, *, pre_norm: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        key_width: int | None = None,
+        *,
+        pre_norm: bool = False,
+        dropout: float = 0.0,
+        norm_eps: float = BERT_EPS,
+    ) -> None:
         super().__init__()
         self.pre_norm = pre_norm
         if width % heads:
@@ -34,7 +53,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(key_width or width, width)
         self.value = nn.Linear(key_width or width, width)
         self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.drop = nn.Dropout(dropout)
 
     def split(self, x: Tensor) -> Tensor:
@@ -45,47 +64,78 @@ class Attention(nn.Module):
         """(B, S, C) -> keys and values, each (B, H, S, D/H)."""
         return self.split(self.key(x)), self.split(self.value(x))
 
-    def queries(self, x: Tensor) -> Tensor:
-        """What a pre-norm attention looks from (and, in self-attention, at): the normalised states."""
-        return self.norm(x) if self.pre_norm else x
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keys_values: tuple[Tensor, Tensor] | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); ``mask`` broadcasts to (B, H, T, S), True where attention is allowed.
 
-    def forward(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D); ``mask`` broadcasts to (B, H, T, S), True where attention is allowed."""
+        Without ``keys_values`` the states look at themselves, and at those that ``cache`` remembers.
+        """
+        states = self.norm(x) if self.pre_norm else x
+        if keys_values is None:
+            keys_values = self.keys_values(states)
+            if cache is not None:
+                keys_values = cache.extend(keys_values)
         key, value = keys_values
-        out = F.scaled_dot_product_attention(
-            self.split(self.query(self.queries(x))), key, value, mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(self.split(self.query(states)), key, value, mask, dropout_p=dropout)
         out = out.transpose(1, 2).flatten(2)  # (B, T, D)
         out = x + self.drop(self.out(out))
         return out if self.pre_norm else self.norm(out)
 
 
 class Layer(nn.Module):
-    """One BERT layer with optional cross-attention and, for the decoder's role, a self-attention of its own."""
+    """One transformer layer with optional cross-attention and, for the decoder's role, a self-attention of its own.
+
+    ``layer(x, mask)`` is an encoder layer over any tokens. ``mlp_width`` is 4 D unless given.
+    """
 
     def __init__(
-        self, width: int, heads: int, *, image_width: int | None, separate_decoder: bool, pre_norm: bool, dropout: float
+        self,
+        width: int,
+        heads: int,
+        *,
+        image_width: int | None = None,
+        separate_decoder: bool = False,
+        pre_norm: bool = False,
+        dropout: float = 0.0,
+        activation: str = "gelu",
+        norm_eps: float = BERT_EPS,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
-        make = partial(Attention, width, heads, pre_norm=pre_norm, dropout=dropout)
-        self.pre_norm = pre_norm
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r}; choose from {', '.join(ACTIVATIONS)}")
+        make = partial(Attention, width, heads, pre_norm=pre_norm, dropout=dropout, norm_eps=norm_eps)
+        self.pre_norm, self.activation = pre_norm, activation
         self.attention = make()
         self.decoder_attention = make() if separate_decoder else None
         self.cross_attention = make(image_width) if image_width else None
-        self.inner = nn.Linear(width, 4 * width)
-        self.outer = nn.Linear(4 * width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.inner = nn.Linear(width, mlp_width or 4 * width)
+        self.outer = nn.Linear(mlp_width or 4 * width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.drop = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, image: Tensor | None, causal: bool, cache: LayerCache | None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        image: Tensor | None = None,
+        causal: bool = False,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """(B, T, D) -> (B, T, D), attending to ``image`` (B, L, C) where it is given."""
+        """(B, T, D) -> (B, T, D), attending to ``image`` (B, L, C) where it is given.
+
+        ``mask`` broadcasts to (B, H, T, S), True where attention is allowed: (B, 1, 1, T) for padded rows. ``causal``
+        only chooses the decoder's self-attention: its order is in the mask.
+        """
         attention = self.decoder_attention if causal and self.decoder_attention is not None else self.attention
-        keys_values = attention.keys_values(attention.queries(x))
-        if cache is not None:
-            keys_values = cache.extend(keys_values)
-        x = attention(x, keys_values, mask)
+        x = attention(x, mask, cache=cache)
         if image is not None:
             if self.cross_attention is None:
                 raise ValueError("this text transformer was built without image_width and cannot look at an image")
@@ -94,8 +144,8 @@ class Layer(nn.Module):
             else:
                 cache.image = cache.image or self.cross_attention.keys_values(image)
                 looked_at = cache.image
-            x = self.cross_attention(x, looked_at, None)
-        inner = F.gelu(self.inner(self.norm(x) if self.pre_norm else x))
+            x = self.cross_attention(x, keys_values=looked_at)
+        inner = ACTIVATIONS[self.activation](self.inner(self.norm(x) if self.pre_norm else x))
         x = x + self.drop(self.outer(inner))
         return x if self.pre_norm else self.norm(x)
 
@@ -133,7 +183,10 @@ class Cache:
 class TextTransformer(nn.Module):
     """BERT with cross-attention and a language-modelling head tied to the word embeddings.
 
-    ``image_width`` is the width of the image tokens to look at (None: a text encoder only).
+    ``image_width`` is the width of the image tokens to look at (None: a text encoder only). The other options make it
+    one of the published ones: ``activation`` (gelu, quick_gelu), ``mlp_width`` (4 D unless given), ``embed_norm`` (a
+    norm over the embeddings; CLIP has none), ``norm_eps`` (None: BERT's 1e-12, and 1e-5 in the last norm of a pre-norm
+    transformer).
     """
 
     def __init__(
@@ -148,14 +201,19 @@ class TextTransformer(nn.Module):
         separate_decoder: bool = False,
         pre_norm: bool = False,
         dropout: float = 0.0,
+        activation: str = "gelu",
+        norm_eps: float | None = None,
+        mlp_width: int | None = None,
+        embed_norm: bool = True,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        eps = BERT_EPS if norm_eps is None else norm_eps
         self.width, self.max_length = width, max_length
         self.gradient_checkpointing = gradient_checkpointing
         self.words = nn.Embedding(vocab_size, width)
         self.positions = nn.Embedding(max_length, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = nn.LayerNorm(width, eps=eps) if embed_norm else nn.Identity()
         self.drop = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             Layer(
@@ -165,11 +223,14 @@ class TextTransformer(nn.Module):
                 separate_decoder=separate_decoder,
                 pre_norm=pre_norm,
                 dropout=dropout,
+                activation=activation,
+                norm_eps=eps,
+                mlp_width=mlp_width,
             )
             for _ in range(depth)
         )
-        self.last_norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12))
+        self.last_norm = nn.LayerNorm(width, eps=norm_eps or 1e-5) if pre_norm else nn.Identity()
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=eps))
         self.head_bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(_init_bert)
 

@@ -1,22 +1,29 @@
 """Image encoders: timm's vision transformers, giving tokens.
 
 `base` and larger are the published ViTs (patch 16, 224 pixels); `tiny` puts a convolutional stem (Xiao et al. 2021,
-arXiv 2106.14881) before two ViT blocks, which learns from 64-pixel scenes in minutes of CPU.
+arXiv 2106.14881) before two ViT blocks, which learns from 64-pixel scenes in minutes of CPU. `vit` is built from its
+sizes, and can be any of the plain transformers that BLIP, CLIP and Hugging Face's ViT use.
 
 Shapes: B pictures, P prefix tokens (the class token, if the backbone has one), L patch tokens, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
 import torch
+from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]  (timm's documented home of it)
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tldr.nn.text import ACTIVATIONS
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+PLAIN = ("conv_stem", "vit")  # the encoders whose sizes the user gives
 
 
 class ConvStem(nn.Module):
@@ -48,8 +55,13 @@ class ConvStem(nn.Module):
 class ImageEncoder(nn.Module):
     """A timm vision transformer without its head.
 
-    ``backbone`` is a timm model name (``vit_base_patch16_224``), or ``conv_stem`` for the small encoder, which takes
-    ``width``, ``depth`` and ``heads``. ``pretrained`` asks timm for its weights (a download).
+    ``backbone`` is a timm model name (``vit_base_patch16_224``), whose sizes are its own; or it takes ``width``,
+    ``depth`` and ``heads``: ``conv_stem`` is the small encoder, ``vit`` any plain vision transformer. Of ``vit``:
+    ``patch_size``, ``mlp_ratio``, ``norm_eps``, ``activation`` (gelu, quick_gelu), ``pre_norm`` (a norm before the
+    first block, as CLIP's), ``class_token`` and ``patch_bias`` (the patch convolution's; None: unless ``pre_norm``).
+
+    ``pretrained`` asks timm for its weights (a download). ``mean`` and ``std`` (three numbers) normalise the pictures:
+    CLIP's and BLIP's unless given.
     """
 
     mean: Tensor
@@ -63,30 +75,59 @@ class ImageEncoder(nn.Module):
         width: int | None = None,
         depth: int | None = None,
         heads: int | None = None,
+        patch_size: int = 16,
+        mlp_ratio: float = 4.0,
+        norm_eps: float = 1e-6,
+        activation: str = "gelu",
+        pre_norm: bool = False,
+        class_token: bool = True,
+        patch_bias: bool | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
         pretrained: bool = False,
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if backbone in PLAIN and (pretrained or None in (width, depth, heads)):
+            raise ValueError(f"backbone={backbone} needs width, depth and heads, and has no pretrained weights")
         if backbone == "conv_stem":
-            if pretrained or width is None or depth is None or heads is None:
-                raise ValueError("backbone=conv_stem needs width, depth and heads, and has no pretrained weights")
+            options: dict[str, Any] = {"class_token": False, "embed_layer": ConvStem}
+        elif backbone == "vit":
+            if activation not in ACTIVATIONS:
+                raise ValueError(f"activation={activation!r}; choose from {', '.join(ACTIVATIONS)}")
+            if image_size % patch_size:
+                raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
+            bias = not pre_norm if patch_bias is None else patch_bias
+            options = {
+                "patch_size": patch_size,
+                "class_token": class_token,
+                "mlp_ratio": mlp_ratio,
+                "pre_norm": pre_norm,
+                "norm_layer": partial(nn.LayerNorm, eps=norm_eps),
+                "act_layer": activation,
+                "embed_layer": lambda **given: PatchEmbed(**{**given, "bias": bias}),
+            }
+        elif not timm.is_model(backbone):
+            raise ValueError(
+                f"timm has no model {backbone!r}; choose conv_stem, vit or one that timm.list_models('vit*') lists"
+            )
+        else:
+            options = {}
+        if backbone in PLAIN:
+            prefix = options["class_token"]
             vit: Any = VisionTransformer(
                 img_size=image_size,
-                patch_size=16,
-                embed_dim=width,
-                depth=depth,
-                num_heads=heads,
-                class_token=False,
-                global_pool="avg",
+                embed_dim=width or 0,
+                depth=depth or 0,
+                num_heads=heads or 0,
+                global_pool="token" if prefix else "avg",
                 fc_norm=False,  # tokens leave normalised, not only their mean
                 num_classes=0,
                 drop_path_rate=drop_path,
-                embed_layer=ConvStem,  # pyright: ignore[reportArgumentType]  (timm types it as its own class)
+                **options,
             )
         else:
-            if not timm.is_model(backbone):
-                raise ValueError(f"timm has no model {backbone!r}; timm.list_models('vit*') lists them")
             vit = timm.create_model(
                 backbone, pretrained=pretrained, img_size=image_size, num_classes=0, drop_path_rate=drop_path
             )
@@ -96,8 +137,8 @@ class ImageEncoder(nn.Module):
         self.width: int = vit.num_features
         self.num_prefix_tokens: int = vit.num_prefix_tokens
         self.num_tokens: int = vit.patch_embed.num_patches
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8, or float already normalised -> (B, P+L, D) tokens, prefix tokens first."""
