@@ -1,5 +1,7 @@
-"""Measure a checkpoint on a data set: ``python evaluate.py checkpoint=... evaluator=retrieval data=shapes_eval``."""
+"""Measure checkpoints on a data set: ``python evaluate.py checkpoint=... evaluator=retrieval,captioning data=...``."""
 
+import re
+import sys
 from typing import Any
 
 import hydra
@@ -16,5 +18,16 @@ def main(cfg: DictConfig) -> None:
     run(**instantiate(cfg, _convert_="all"), config=config)
 
 
+def listed(arguments: list[str]) -> list[str]:
+    """``evaluator=a,b`` as Hydra writes a list, ``evaluator=[a,b]``. It takes the former for a sweep, which it is where
+    ``-m`` asks for one."""
+    if {"-m", "--multirun"} & set(arguments):
+        return arguments
+    return [
+        re.sub(r"^(evaluator|checkpoint)=([^\[\]{}()'\",]+(?:,[^\[\]{}()'\",]+)+)$", r"\1=[\2]", a) for a in arguments
+    ]
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = listed(sys.argv[1:])
     main()

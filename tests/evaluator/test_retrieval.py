@@ -1,5 +1,3 @@
-from itertools import permutations
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from tldr.data.loading import PairsDataset
 from tldr.data.tokenizer import Tokenizer
 from tldr.evaluator import retrieval
-from tldr.evaluator.retrieval import Retrieval, hit_probability
+from tldr.evaluator.retrieval import Retrieval
 from tldr.model.blip import Blip
 from tldr.pairs import Pairs, derive_uid
 
@@ -94,39 +92,6 @@ def count(image_scores: np.ndarray, text_scores: np.ndarray, owner) -> dict[str,
         first = np.argsort(-text_scores, 1)[:, :k]
         found[f"retrieval/ir@{k}"] = 100 * np.mean([owner[j] in first[j] for j in range(len(owner))])
     return found
-
-
-# ------------------------------------------------------------------------------------------------ ranks
-
-
-def test_hits_are_those_of_all_orders_of_equal_scores():
-    """Against every order of six keys, among scores of three values."""
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.randint(0, 3, (40, 6), generator=generator).float()
-    own = torch.rand(40, 6, generator=generator) < 0.35
-    own[torch.arange(40), torch.randint(0, 6, (40,), generator=generator)] = True
-    ranks = (1, 2, 4, 6)
-    expected = []
-    for row, mine in zip(scores.tolist(), own.tolist(), strict=True):
-        hits = []
-        for order in permutations(range(6)):
-            ordered = sorted(order, key=lambda key: -row[key])  # stable: equal scores stay as permuted
-            place = min(ordered.index(key) for key in range(6) if mine[key])
-            hits.append([place < k for k in ranks])
-        expected.append(np.mean(hits, 0))
-    torch.testing.assert_close(hit_probability(scores, own, ranks), torch.from_numpy(np.array(expected)))
-
-
-def test_a_distance_within_rounding_is_a_tie():
-    scores = torch.tensor([[0.5, 0.5 + 1e-7, 0.1], [0.5, 0.5 + 1e-4, 0.1]])
-    own = torch.tensor([[True, False, False]]).expand(2, 3)
-    assert hit_probability(scores, own, (1, 2)).tolist() == [[0.5, 1], [0, 1]]
-
-
-def test_what_is_not_a_number_wins_nothing():
-    scores = torch.tensor([[0.9, torch.nan, 0.1], [torch.nan, 0.5, 0.1], [torch.nan] * 3])
-    own = torch.tensor([[True, False, False]]).expand(3, 3)
-    assert hit_probability(scores, own, (1, 2, 3)).tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 1]]
 
 
 # ------------------------------------------------------------------------------------------------ the evaluator
@@ -261,7 +226,70 @@ def test_blip_is_evaluated_and_reranked(pairs, owner):
 
 
 def test_errors_say_what_to_do(pairs, embeddings):
-    with pytest.raises(ValueError, match=r"rerank_k=5 needs a model that matches pairs"):
+    with pytest.raises(ValueError, match=r"Table lacks image_tokens and match, which rerank_k=5 needs"):
         evaluate(Table(*embeddings), pairs, rerank_k=5)
     with pytest.raises(ValueError, match="there are none"):
         evaluate(Table(*embeddings), pairs.take(np.array([], dtype=int)))
+    with pytest.raises(ValueError, match="Linear lacks embed_images and embed_texts, and also image_tokens and match"):
+        evaluate(nn.Linear(1, 1), pairs)
+    with pytest.raises(ValueError, match=r"rerank_k=0 matches all pairs"):
+        evaluate(OnlyJudge(torch.zeros(N_IMAGES, len(pairs))), pairs, rerank_k=5)
+
+
+# ------------------------------------------------------------------------------------------------ matching alone
+
+
+class OnlyJudge(nn.Module):
+    """Matches by a table, and has no embeddings: as ViLT."""
+
+    image_size = 16
+    device = torch.device("cpu")
+
+    def __init__(self, odds: Tensor) -> None:
+        super().__init__()
+        self.odds = odds
+        self.seen: list[int] = []
+        self.largest = 0
+
+    def image_tokens(self, images: Tensor) -> Tensor:
+        self.seen += images[:, 0, 0, 0].tolist()
+        return images[:, :1, :1, :1].float().flatten(1)[..., None]  # (B, 1, 1): its number
+
+    def match(self, image_tokens: Tensor, captions) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        self.largest = max(self.largest, len(captions))
+        return self.odds[image_tokens[:, 0, 0].long(), [int(caption.split()[-1]) for caption in captions]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_a_model_that_only_matches_is_asked_about_every_pair(pairs, owner, batch_size):
+    odds = torch.randn(N_IMAGES, len(owner), generator=torch.Generator().manual_seed(1))
+    odds[owner, torch.arange(len(owner))] += 1.5
+    model = OnlyJudge(odds)
+    found = evaluate(model, pairs, batch_size=batch_size)
+    scores = odds.double().numpy()
+    expected = count(scores, scores.T, owner)
+    assert {name: found[name] for name in NAMES} == pytest.approx(expected)
+    assert len(set(expected.values())) > 3
+    assert sorted(model.seen) == list(range(N_IMAGES))  # each picture once
+    assert model.largest <= batch_size
+
+
+def test_ties_of_a_model_that_only_matches_are_taken_in_expectation(pairs, owner):
+    """Whole log-odds from -1 to 1, counted over many random orders of equal ones."""
+    odds = torch.randint(-1, 2, (N_IMAGES, len(owner)), generator=torch.Generator().manual_seed(2)).float()
+    found = evaluate(OnlyJudge(odds), pairs)
+    random = np.random.default_rng(0)
+    counts = []
+    for _ in range(2000):
+        scores = odds.numpy() + 0.5 * random.random(odds.shape)
+        counts.append(count(scores, scores.T, owner))
+    for name in NAMES:
+        assert found[name] == pytest.approx(np.mean([each[name] for each in counts]), abs=1.0)
+
+
+def test_a_limit_guards_against_accidents_in_scale(pairs, owner):
+    model = OnlyJudge(torch.zeros(N_IMAGES, len(owner)))
+    with pytest.raises(ValueError, match=rf"{N_IMAGES * len(owner):,} times.*evaluator.retrieval.max_matches=100"):
+        evaluate(model, pairs, max_matches=100)
+    assert model.seen == []

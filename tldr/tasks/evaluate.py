@@ -1,8 +1,12 @@
-"""Measure a checkpoint. The story of `evaluate.py`, top to bottom."""
+"""Measure checkpoints. The story of `evaluate.py`, top to bottom.
+
+Every evaluator reads the split of the data that its task wants, and takes the first checkpoint that can do the task: a
+pre-trained model and the heads fine-tuned from it make one table.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +14,25 @@ from lightning.pytorch.loggers import Logger
 
 from tldr.atomic import write_json
 from tldr.data.base import Reader
+from tldr.data.images import ImageError, ImageStore
 from tldr.data.pool import Verify
 from tldr.evaluator.base import Evaluator
 from tldr.ledger import Ledger
-from tldr.model.base import load_model
+from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
-from tldr.report.tracking import finish
+from tldr.report.tracking import finish, live_run
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import pick_device
+
+_SHOWN = 64  # records of an evaluator in its W&B table
+_PICTURE = 256  # pixels of the longer side
 
 
 def run(
     *,
     data: Reader,
-    evaluator: Evaluator,
-    checkpoint: str | Path,
+    evaluator: Mapping[str, Evaluator],
+    checkpoint: str | Path | Sequence[str | Path],
     logger: Callable[..., Logger],
     names: Mapping[str, str],
     cache: str | Path,
@@ -33,36 +41,126 @@ def run(
     device: str = "auto",
     verify: Verify = "decode",
     max_bad_fraction: float = 0.1,
+    export: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The evaluator's numbers for ``checkpoint`` on ``pairs`` or on what ``data`` reads, also in
-    ``evaluation-*.json``."""
-    file = Path(checkpoint) / "model.ckpt" if Path(checkpoint).is_dir() else Path(checkpoint)
-    model = load_model(file).to(pick_device(device))
-    folder = Path(out) if out else file.parent
+    """The numbers of every evaluator on ``pairs`` or on what ``data`` reads, also in ``evaluation-*.json``; what the
+    models said, in ``evaluation-*-details.json``. ``export`` writes the (one) checkpoint as a Hugging Face folder."""
+    given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    files = [Path(path) / "model.ckpt" if Path(path).is_dir() else Path(path) for path in given]
+    if not files or (export is not None and len(files) > 1):
+        raise ValueError(f"checkpoint={given}: give {'the one to export' if files else 'at least one'}")
+    models = {file: load_model(file) for file in files}
+    if export is not None:
+        from tldr.hub.checkpoint import export as write_folder  # here: who does not export needs no safetensors
+
+        print(f"wrote {write_folder(models[files[0]], Path(export))}")
+    if not evaluator and export is None:
+        raise ValueError("evaluator=[]: nothing to measure, and export=... names no folder to write")
+    if not evaluator:
+        return {}
+
+    chosen = {name: choose(name, each, models) for name, each in evaluator.items()}
+    folder = Path(out) if out else files[0].parent
     folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger()
     if pairs is None:
-        found = open_pool(
-            data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache), folder=folder, ledger=ledger
-        )
-        measured, on = found.pairs, names["data"]
+        reading = {"verify": verify, "max_bad_fraction": max_bad_fraction, "cache": Path(cache), "ledger": ledger}
+        measured, on = read(data, evaluator, folder, **reading), names["data"]
     else:
-        measured, on = Pairs.open(pairs), Path(pairs).stem
-    tracker = logger(name=f"{names['evaluator']}-{'-'.join(file.parts[-3:-1])}", job_type="evaluate", save_dir=folder)
-    tracker.log_hyperparams({**(config or {}), "lineage/evaluated_on": measured.hash})
+        measured, on = dict.fromkeys(evaluator, Pairs.open(pairs)), Path(pairs).stem
+    for name, each in evaluator.items():
+        each.check(models[chosen[name]], measured[name])  # all of them, before the first one spends an hour
 
-    with ledger.stage("evaluate"):
-        numbers = evaluator(model, measured)
+    title = "-".join(evaluator)
+    tracker = logger(name=f"{title}-{'-'.join(files[0].parts[-3:-1])}", job_type="evaluate", save_dir=folder)
+    hashes = {name: found.hash for name, found in measured.items()}
+    one = hashes[next(iter(hashes))] if len(set(hashes.values())) == 1 else hashes
+    tracker.log_hyperparams({**(config or {}), "lineage/evaluated_on": one})
+
+    numbers: dict[str, float] = {}
+    told: dict[str, dict[str, Any]] = {}
+    for name, each in evaluator.items():
+        model = models[chosen[name]].to(pick_device(device))
+        with ledger.stage(f"evaluate {name}" if len(evaluator) > 1 else "evaluate"):
+            found = each(model, measured[name])
+        numbers |= found
+        told[name] = {"checkpoint": str(chosen[name]), "pairs": hashes[name], "metrics": list(found)}
+        if each.details:
+            details = write_json(folder / f"evaluation-{name}-{on}-details.json", each.details)
+            told[name]["details"] = str(details)
+            log_details(tracker.experiment, name, each.details, measured[name].root)  # pyright: ignore
 
     tracker.log_metrics(numbers)
     finish(tracker)
     written = write_json(
-        folder / f"evaluation-{names['evaluator']}-{on}.json",
-        {"checkpoint": str(file), "pairs": measured.hash, "metrics": numbers, "ledger": list(map(vars, ledger.stages))},
+        folder / f"evaluation-{title}-{on}.json",
+        {
+            "checkpoint": str(files[0]) if len(files) == 1 else [str(file) for file in files],
+            "pairs": one,
+            "metrics": numbers,
+            "evaluators": told,
+            "ledger": list(map(vars, ledger.stages)),
+        },
     )
-    width = max(map(len, numbers))
-    for name, value in numbers.items():
-        print(f"{name:<{width}}  {value:8.2f}" if isinstance(value, float) else f"{name:<{width}}  {value:8}")
-    print(f"wrote {written}")
+    print(table(numbers, {key: given[files.index(chosen[name])] for name in told for key in told[name]["metrics"]}))
+    for path in (*(each["details"] for each in told.values() if "details" in each), written):
+        print(f"wrote {path}")
     return numbers
+
+
+def choose(name: str, evaluator: Evaluator, models: Mapping[Path, Model]) -> Path:
+    """The first checkpoint whose model the evaluator can measure. Raises ValueError saying what each one lacks."""
+    lacking = {file: evaluator.lacks(model) for file, model in models.items()}
+    for file, lack in lacking.items():
+        if not lack:
+            return file
+    each = "; ".join(f"{type(models[file]).__name__} in {file} lacks {lack}" for file, lack in lacking.items())
+    raise ValueError(f"evaluator={name} can measure none of the checkpoints: {each}")
+
+
+def read(data: Reader, evaluator: Mapping[str, Evaluator], folder: Path, **reading: Any) -> dict[str, Pairs]:
+    """The pairs of each evaluator: of the split for its task, read once. What cannot be read of the first split goes
+    into ``folder/quarantine.parquet``, of others into ``folder/<task>/``."""
+    opened: dict[int, Pairs] = {}
+    readers: dict[str, Reader] = {}  # kept: an id stands for an object as long as that lives
+    found = {}
+    for name, each in evaluator.items():
+        reader = readers.setdefault(each.task, data.for_task(each.task))
+        if id(reader) not in opened:
+            place = folder / each.task if opened else folder
+            opened[id(reader)] = open_pool(reader, folder=place, **reading).pairs
+        found[name] = opened[id(reader)]
+    return found
+
+
+def table(numbers: Mapping[str, float], sources: Mapping[str, str | Path]) -> str:
+    """A line for every number; where several checkpoints were measured, also whose it is."""
+    width = max(map(len, numbers))
+    several = len(set(map(str, sources.values()))) > 1
+    lines = []
+    for name, value in numbers.items():
+        shown = f"{value:8.2f}" if isinstance(value, float) else f"{value:8}"
+        lines.append(f"{name:<{width}}  {shown}" + (f"  {sources[name]}" if several else ""))
+    return "\n".join(lines)
+
+
+def log_details(experiment: object, name: str, details: Sequence[Mapping[str, Any]], root: str) -> None:
+    """A W&B table of records in equal steps, each with its picture."""
+    run = live_run(experiment)
+    if run is None:
+        return
+    import wandb
+
+    store = ImageStore(root)
+    columns = list(details[0])
+    rows = []
+    for record in details[:: -(-len(details) // _SHOWN)]:
+        cells = [value if isinstance(value, int | float | str) else str(value) for value in map(record.get, columns)]
+        try:
+            picture = store.load(record["image"])
+            picture.thumbnail((_PICTURE, _PICTURE))
+            rows.append([wandb.Image(picture, file_type="jpg"), *cells])
+        except ImageError:
+            rows.append([None, *cells])
+    run.log({f"details/{name}": wandb.Table(columns=["picture", *columns], data=rows)})

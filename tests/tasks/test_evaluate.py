@@ -1,0 +1,203 @@
+"""One table of several evaluators and checkpoints, by function and by command."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from tldr.data.pool import read_pool
+from tldr.data.shapes import Shapes
+from tldr.data.tokenizer import Tokenizer
+from tldr.evaluator.base import Evaluator
+from tldr.evaluator.captioning import Captioning
+from tldr.evaluator.nlvr2 import Nlvr2 as Nlvr2Evaluator
+from tldr.evaluator.retrieval import Retrieval
+from tldr.evaluator.vqa import Vqa as VqaEvaluator
+from tldr.model.base import Model, describe
+from tldr.model.blip import Blip
+from tldr.model.nlvr2 import Nlvr2
+from tldr.model.vqa import Vqa
+from tldr.report.tracking import no_logger
+from tldr.tasks.evaluate import run
+
+ROOT = Path(__file__).parents[2]
+OPTIMIZER = {"lr": 1e-3}
+SIMPLE = "evaluator.captioning.tokenizer=simple evaluator.captioning.metrics=[bleu,rouge_l,cider]"
+
+metrics = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="the extra `metrics` is missing")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Shapes:
+    return Shapes(tmp_path_factory.mktemp("shapes"), split="eval", size=64, eval_images=8, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(shapes: Shapes, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A BLIP that knows nothing, and two heads on it."""
+    torch.manual_seed(0)
+    blip = Blip(
+        tokenizer=Tokenizer.learn(read_pool(shapes, progress=False).pairs.captions.to_pylist()).json,
+        image={"backbone": "vit", "image_size": 32, "width": 16, "depth": 1, "heads": 2},
+        text={"width": 16, "depth": 1, "heads": 2, "max_length": 48},
+        optimizer=OPTIMIZER,
+        embed_dim=8,
+        queue_size=0,
+    )
+    models: dict[str, Model] = {
+        "blip": blip,
+        "nlvr2": Nlvr2(backbone=describe(blip), optimizer=OPTIMIZER),
+        "vqa": Vqa(backbone=describe(blip), optimizer=OPTIMIZER, answers=["yes", "no", "2"]),
+    }
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, model in models.items():
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.strategy.connect(model)
+        trainer.save_checkpoint(folder / name / "model.ckpt", weights_only=True)
+    return {name: folder / name for name in models}
+
+
+@pytest.fixture
+def evaluators() -> dict[str, Evaluator]:
+    options: dict[str, Any] = {"progress": False}
+    captioning = Captioning(tokenizer="simple", metrics=["bleu", "rouge_l", "cider"], **options)
+    return {
+        "retrieval": Retrieval(**options),
+        "captioning": captioning,
+        "nlvr2": Nlvr2Evaluator(**options),
+        "vqa": VqaEvaluator(**options),
+    }
+
+
+def evaluate(shapes: Shapes, tmp_path: Path, **given: Any) -> dict[str, float]:
+    fixed: dict[str, Any] = {"data": shapes, "names": {"data": "shapes_eval"}, "logger": no_logger, "device": "cpu"}
+    return run(**{**fixed, "cache": tmp_path / "cache", "out": tmp_path / "out", **given})
+
+
+@metrics
+def test_each_evaluator_takes_its_split_and_the_first_checkpoint_that_can(
+    shapes, checkpoints, evaluators, tmp_path, capsys
+):
+    numbers = evaluate(shapes, tmp_path, evaluator=evaluators, checkpoint=list(checkpoints.values()))
+    assert numbers["retrieval/images"] == numbers["captioning/images"] == 8
+    assert {"retrieval/tr@1", "captioning/cider", "nlvr2/accuracy", "nlvr2/consistency", "vqa/accuracy"} <= set(numbers)
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in said.splitlines() if "/" in line.split()[0]}
+    assert set(numbers) <= set(lines)
+    assert lines["nlvr2/accuracy"].endswith(str(checkpoints["nlvr2"]))
+    assert lines["retrieval/tr@1"].endswith(str(checkpoints["blip"]))
+    assert said.count("pairs read") == 3  # retrieval and captioning share one
+
+    written = json.loads((tmp_path / "out" / "evaluation-retrieval-captioning-nlvr2-vqa-shapes_eval.json").read_text())
+    assert written["metrics"] == pytest.approx(numbers)
+    assert written["evaluators"]["vqa"]["checkpoint"] == str(checkpoints["vqa"] / "model.ckpt")
+    assert len({each["pairs"] for each in written["evaluators"].values()}) == 3
+    details = {
+        name: json.loads((tmp_path / "out" / f"evaluation-{name}-shapes_eval-details.json").read_text())
+        for name in ("captioning", "nlvr2", "vqa")
+    }
+    assert len(details["captioning"]) == 8
+    assert list(details["captioning"][0])[:2] == ["image_id", "caption"]
+    assert list(details["vqa"][0])[:2] == ["question_id", "answer"]
+    assert len(details["nlvr2"]) == numbers["nlvr2/sentences"]
+
+
+def test_one_evaluator_writes_as_before(shapes, checkpoints, evaluators, tmp_path, capsys):
+    one = {"retrieval": evaluators["retrieval"]}
+    numbers = evaluate(shapes, tmp_path, evaluator=one, checkpoint=checkpoints["blip"], out=None)
+    file = checkpoints["blip"] / "evaluation-retrieval-shapes_eval.json"
+    written = json.loads(file.read_text())
+    assert written["metrics"] == pytest.approx(numbers)
+    assert written["checkpoint"] == str(checkpoints["blip"] / "model.ckpt")
+    assert isinstance(written["pairs"], str)
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"wrote {file}"
+    assert "\n\n" not in said
+
+
+def test_where_no_checkpoint_can_each_says_what_it_lacks(shapes, checkpoints, evaluators, tmp_path):
+    with pytest.raises(ValueError, match=r"evaluator=nlvr2 .* Blip in .* lacks judge .*; Vqa in .* lacks judge"):
+        evaluate(shapes, tmp_path, evaluator=evaluators, checkpoint=[checkpoints["blip"], checkpoints["vqa"]])
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_without_the_columns_stop_the_run_before_it_measures(
+    shapes, checkpoints, evaluators, tmp_path, monkeypatch
+):
+    pairs = read_pool(shapes, progress=False).pairs.write(tmp_path / "plain")
+    monkeypatch.setattr(Retrieval, "__call__", lambda *_: pytest.fail("measured"))
+    chosen = {name: evaluators[name] for name in ("retrieval", "vqa")}
+    given = {"evaluator": chosen, "checkpoint": list(checkpoints.values()), "pairs": pairs}
+    with pytest.raises(ValueError, match=r"vqa reads the column answers.*data=vqa"):
+        evaluate(shapes, tmp_path, **given)
+
+
+def test_a_checkpoint_is_exported_without_being_measured(shapes, checkpoints, tmp_path, monkeypatch, capsys):
+    from tldr.hub import checkpoint as hub
+
+    asked: list[Any] = []
+    monkeypatch.setattr(hub, "export", lambda module, folder: asked.append(type(module)) or folder)
+    folder = tmp_path / "folder"
+    assert evaluate(shapes, tmp_path, evaluator={}, checkpoint=checkpoints["blip"], export=folder) == {}
+    assert asked == [Blip]
+    assert capsys.readouterr().out == f"wrote {folder}\n"
+    with pytest.raises(ValueError, match="give the one to export"):
+        evaluate(shapes, tmp_path, evaluator={}, checkpoint=list(checkpoints.values()), export=folder)
+    with pytest.raises(ValueError, match="nothing to measure"):
+        evaluate(shapes, tmp_path, evaluator={}, checkpoint=checkpoints["blip"])
+    with pytest.raises(ValueError, match="give at least one"):
+        evaluate(shapes, tmp_path, evaluator={}, checkpoint=[])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def listed(*arguments: str) -> list[str]:
+    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "evaluate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script.listed(list(arguments))
+
+
+def test_a_list_of_evaluators_is_no_sweep_unless_asked_for():
+    assert listed("evaluator=a,b", "checkpoint=x/y.ckpt,z", "data=a,b") == [
+        "evaluator=[a,b]", "checkpoint=[x/y.ckpt,z]", "data=a,b",
+    ]  # fmt: skip
+    assert listed("evaluator=a", "evaluator=[a,b]", "checkpoint='a,b'") == [
+        "evaluator=a", "evaluator=[a,b]", "checkpoint='a,b'",
+    ]  # fmt: skip
+    assert listed("-m", "evaluator=a,b") == ["-m", "evaluator=a,b"]
+    assert listed("evaluator=a,b", "--multirun") == ["evaluator=a,b", "--multirun"]
+
+
+@metrics
+def test_the_command_makes_one_table_one_file_and_one_run(command, checkpoints, tmp_path):
+    given = ",".join(map(str, checkpoints.values()))
+    said = command(
+        f"python evaluate.py checkpoint={given} evaluator=retrieval,captioning,nlvr2,vqa data=shapes_eval "
+        f"data.image_size=32 evaluator.retrieval.rerank_k=4 {SIMPLE} out={tmp_path}/out"
+    )
+    for name in ("retrieval/tr@1", "captioning/cider", "nlvr2/consistency", "vqa/accuracy"):
+        assert name in said
+    file = tmp_path / "out" / "evaluation-retrieval-captioning-nlvr2-vqa-shapes_eval.json"
+    assert f"wrote {file}\n" in said
+    runs = list((tmp_path / "out").rglob("run-*.wandb"))
+    assert len(runs) == 1
+    recorded = runs[0].read_bytes()
+    for name in (b"details/captioning", b"details/nlvr2", b"details/vqa", b"nlvr2/consistency"):
+        assert name in recorded
+
+
+def test_the_command_exports(command, checkpoints, tmp_path):
+    said = command(f"python evaluate.py checkpoint={checkpoints['blip']} evaluator=[] export={tmp_path}/folder")
+    assert f"wrote {tmp_path}/folder" in said
+    found = sorted(path.parent.name for path in (tmp_path / "folder").rglob("*.safetensors"))
+    assert found == ["captioning", "retrieval"]  # as transformers has them
