@@ -1,86 +1,16 @@
+import json
 import pickle
-from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
 import pytest
 import timm
 import torch
-from torch import nn
 
 from tldr.data.tokenizer import Tokenizer
-from tldr.model.base import adamw, load_model
+from tldr.model.base import Model, build, describe, load_model
 from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    for parameter in model.parameters():
-        nn.init.ones_(parameter)
-    return model
-
-
-def rates(*, steps: int = 21, **options) -> list[float]:
-    """The learning rate of each step of a run of 20, and after it."""
-    arguments = {"total_steps": 20, "lr": 0.1} | options
-    made = adamw(network(), **arguments)
-    found = []
-    for _ in range(steps):
-        found.append(made["optimizer"].param_groups[0]["lr"])
-        made["optimizer"].step()
-        made["lr_scheduler"]["scheduler"].step()
-    return found
-
-
-def test_matrices_decay_and_vectors_do_not():
-    model = network()
-    optimizer = adamw(model, total_steps=10, lr=0.1, weight_decay=0.5, schedule="constant")["optimizer"]
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # decay alone moves them
-    optimizer.step()
-    found = {name: round(float(p.flatten()[0].detach()), 6) for name, p in model.named_parameters()}
-    assert found == {
-        "0.weight": 0.95, "1.weight": 0.95, "3.weight": 0.95,
-        "1.bias": 1, "2.weight": 1, "2.bias": 1, "3.bias": 1, "4.weight": 1, "4.bias": 1,
-    }  # fmt: skip
-
-
-def test_what_is_frozen_is_not_the_optimisers():
-    model = network()
-    model[0].requires_grad_(False)
-    optimizer = adamw(model, total_steps=10, lr=0.1, betas=[0.8, 0.9])["optimizer"]
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    assert held == {id(p) for name, p in model.named_parameters() if name != "0.weight"}
-    assert all(tuple(group["betas"]) == (0.8, 0.9) for group in optimizer.param_groups)
-
-
-def test_the_rate_warms_up_and_falls_as_a_cosine():
-    found = rates(warmup_steps=4, min_lr=0.01)
-    assert found[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
-    assert found[12] == pytest.approx(0.055)  # half-way between the warm-up's end and the run's
-    assert found[20] == pytest.approx(0.01)
-    assert all(a > b for a, b in pairwise(found[4:]))
-    assert rates(warmup_steps=4, min_lr=0.01, steps=25)[24] == pytest.approx(0.01)
-    assert rates()[0] == pytest.approx(0.1)
-    assert rates()[20] == pytest.approx(0)
-
-
-def test_the_rate_stays():
-    assert rates(warmup_steps=2, schedule="constant") == pytest.approx([0.05] + [0.1] * 20)
-
-
-def test_a_warm_up_as_long_as_the_run():
-    assert rates(warmup_steps=20)[:20] == pytest.approx([0.005 * (step + 1) for step in range(20)])
-
-
-def test_an_unknown_schedule_is_named():
-    with pytest.raises(ValueError, match=r"optimizer\.schedule='linear'; choose from cosine, constant"):
-        adamw(network(), total_steps=10, lr=0.1, schedule="linear")
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
 
 
 def test_a_checkpoint_needs_nothing_else(tiny_checkpoint):
@@ -153,3 +83,48 @@ def test_loading_asks_nobody_for_pretrained_weights(tmp_path, monkeypatch):
     again = load_model(tmp_path)
     assert asked == [True, False]
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()))
+
+
+def small(kind: type[Model] = Clip, **more) -> Model:
+    return kind(
+        tokenizer=Tokenizer.learn(["a cat", "a dog"]).json,
+        image={"backbone": "conv_stem", "image_size": 32, "width": 8, "depth": 1, "heads": 2},
+        text={"width": 8, "depth": 1, "heads": 2, "max_length": 8},
+        optimizer={"lr": 1e-3},
+        **more,
+    )
+
+
+def test_a_description_builds_the_same_model_without_its_weights():
+    model = small(Captioner, quantizer={"codebook_size": 4})
+    told = describe(model)
+    assert told["class"] == "tldr.model.captioner.Captioner"
+    again = build(json.loads(json.dumps(told)))  # plain values: it can travel in a checkpoint
+    assert isinstance(again, Captioner)
+    assert describe(again)["arguments"]["quantizer"] == {"codebook_size": 4}
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
+    }
+    for name in ("torch.nn.Linear", "tldr.model.clip.nothing", "tldr.model.base.load_model", None):
+        with pytest.raises(ValueError, match=r"is no class of tldr\.model"):
+            build({"class": name, "arguments": {}})
+
+
+def test_what_a_run_needs_to_go_on_travels(tmp_path):
+    """A codebook that has not begun: what it has seen is no weight, but decides what it begins as."""
+    model, other, checkpoint = small(Captioner), small(Captioner), {}
+    vars(model.get_submodule("decoder"))["transient"] = [torch.ones(2), torch.zeros(1)]
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "x")
+    other.on_load_checkpoint(torch.load(tmp_path / "x", weights_only=True))
+    assert [tensor.tolist() for tensor in vars(other.decoder)["transient"]] == [[1, 1], [0]]
+
+
+def test_compiling_changes_neither_names_nor_numbers():
+    torch.manual_seed(0)
+    model = small().eval()
+    batch = {"images": torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8), "captions": ["a cat", "a dog"]}
+    expected, names = model.losses(batch)["itc"], list(model.state_dict())
+    assert model.compile_networks(backend="eager") == 2
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model.losses(batch)["itc"], expected)

@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
@@ -15,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
-from tldr.model import blip
 from tldr.model.base import load_model
-from tldr.model.blip import Blip
+from tldr.model.blip import OBJECTIVES, Blip
+from tldr.nn import negatives
 from tldr.nn.momentum import follow
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("disc", "star on the left")]
@@ -47,6 +50,7 @@ def make_batch(captions=CAPTIONS, ids=None, seed: int = 0) -> Batch:
         rows=torch.arange(n),
         image_ids=torch.arange(n) if ids is None else torch.tensor(ids),
         errors=[""] * n,
+        columns={},
     )
 
 
@@ -91,11 +95,11 @@ def test_losses_are_the_papers_formulas(monkeypatch, ids):
     proposals: list[torch.Tensor] = []
     picks = iter([[1, 2, 0], [1, 0, 0]])  # the wrong image of each text, the wrong text of each image
 
-    def pick(logits, positive):
+    def pick(logits, positive, **_):
         proposals.append(logits)
         return torch.tensor(next(picks))
 
-    monkeypatch.setattr(blip, "hard_negatives", pick)
+    monkeypatch.setattr(negatives, "hard_negatives", pick)
     monkeypatch.setattr(Blip, "current_alpha", 0.4)
     model = build(momentum=0.9).train()
     for parameter in model.encoders.parameters():  # the teacher is no longer the student
@@ -205,7 +209,7 @@ def test_all_that_learns_gets_a_gradient(batch):
 def test_pairs_that_belong_together_are_no_negatives(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        blip, "hard_negatives", lambda logits, positive: seen.append(positive) or positive.int().argmin(1)
+        negatives, "hard_negatives", lambda logits, positive, **_: seen.append(positive) or positive.int().argmin(1)
     )
     captions = ["a red disc", "a red disc", "a blue star", "a green star"]  # 0 and 1 say the same
     build().train().losses(make_batch(captions, ids=[4, 5, 6, 6]))  # 2 and 3 show the same
@@ -290,7 +294,9 @@ def test_bfloat16_autocast_keeps_the_teacher_and_the_queue_in_float32():
 
 def test_a_resumed_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Teacher, queue and the step of the ramp are in the checkpoint: it ends where an undisturbed run does."""
-    monkeypatch.setattr(blip, "hard_negatives", lambda logits, positive: logits.masked_fill(positive, -99).argmax(1))
+    monkeypatch.setattr(
+        negatives, "hard_negatives", lambda logits, positive, **_: logits.masked_fill(positive, -99).argmax(1)
+    )
     half_way = tmp_path / "half.ckpt"
     save = LambdaCallback(
         on_train_epoch_end=lambda trainer, _: trainer.current_epoch or trainer.save_checkpoint(half_way)
@@ -318,8 +324,31 @@ def test_the_optimiser_leaves_the_teacher_alone():
     assert held == {id(p) for name, p in model.named_parameters() if not name.startswith("teacher")}
 
 
+def test_negatives_become_hard_over_their_share_of_the_run(monkeypatch):
+    """Until then every pair that does not belong is as likely; the published ones are hard from the first step."""
+    seen: list[float] = []
+    draw = negatives.hard_negatives
+    monkeypatch.setattr(
+        negatives, "hard_negatives", lambda logits, *a, **k: seen.append(float(logits.std())) or draw(logits, *a, **k)
+    )
+    fit(build(negative_ramp=0.5, optimizer={"lr": 1e-9}), steps=8)
+    of_texts = torch.tensor(seen[::2])
+    torch.testing.assert_close(of_texts / of_texts[4], torch.tensor([0, 0.25, 0.5, 0.75, 1, 1, 1, 1]))
+    seen.clear()
+    fit(build(optimizer={"lr": 1e-9}), steps=1)
+    assert seen[0] == pytest.approx(float(of_texts[4]))
+
+
+def test_the_text_layers_begin_as_wide_as_asked():
+    usual, model = build(), build(init_std=0.1)
+    inner, words = "encoders.text.layers.0.inner.weight", "encoders.text.words.weight"
+    torch.testing.assert_close(model.get_parameter(inner), 5 * usual.get_parameter(inner))
+    assert torch.equal(model.get_parameter(words), usual.get_parameter(words))
+    torch.testing.assert_close(dict(model.teacher.state_dict()), dict(model.encoders.state_dict()))
+
+
 TWO_PROCESSES = """
-import json
+import json, sys
 import lightning as L, torch
 from test_blip import B, build, make_batch
 
@@ -338,20 +367,22 @@ class Check(L.Callback):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    model = build(objectives=sys.argv[1].split("+"))
     loader = torch.utils.data.DataLoader(Data(), batch_size=None, shuffle=False)
     L.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=1, logger=False, enable_checkpointing=False,
-              enable_progress_bar=False, enable_model_summary=False, callbacks=[Check()]).fit(build(), loader)
+              enable_progress_bar=False, enable_model_summary=False, callbacks=[Check()]).fit(model, loader)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
-def test_two_processes_share_queue_weights_and_teacher(tmp_path):
+@pytest.mark.parametrize("objectives", ["itc+itm+lm", "itc+itm"])
+def test_two_processes_share_queue_weights_and_teacher(tmp_path, objectives):
     """Without find_unused_parameters, which the second step would ask for. Process r sees batches r and r + 2."""
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        [sys.executable, script, objectives], capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -442,3 +473,196 @@ def test_it_learns_six_pairs_by_heart(batch):
     drawn = model.generate(images, generator=torch.Generator().manual_seed(0), max_length=6)
     assert len(drawn) == B
     assert not any("[" in caption for caption in drawn)  # no special token is in the text
+
+
+# ------------------------------------------------------------------------------------------------ objectives
+
+
+SOME = [list(some) for n in (1, 2) for some in combinations(OBJECTIVES, n)]
+
+
+@pytest.mark.parametrize("objectives", SOME, ids="+".join)
+def test_what_the_objectives_do_not_reach_does_not_learn(batch, objectives):
+    """AdamW would decay it; and distributed training would need find_unused_parameters."""
+    model = build(objectives=objectives).train()
+    losses = model.losses(batch)
+    assert list(losses) == objectives
+    torch.stack(list(losses.values())).sum().backward()
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learns == {name for name, p in model.named_parameters() if p.grad is not None}
+    for part, objective in (("matcher", "itm"), ("decoder_attention", "lm"), ("projection", "itc")):
+        assert any(part in name for name in learns) == (objective in objectives)
+
+
+@pytest.mark.parametrize("objectives", [["itc", "itm"], ["lm"]], ids="+".join)
+def test_fine_tuning_begins_where_pre_training_ends(batch, objectives, tmp_path):
+    """All of pre-training's arrays have their place, whatever the objectives; and twenty steps lower each loss."""
+    first = build(seed=3)
+    fit(first, steps=2).save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    stored = torch.load(tmp_path / "model.ckpt", weights_only=True)["state_dict"]
+    model = build(objectives=objectives, prompt="on the left" if objectives == ["lm"] else "")
+    model.load_state_dict(stored)
+
+    def measure() -> torch.Tensor:
+        model.eval().queue.clear()
+        with torch.no_grad():
+            torch.manual_seed(1)
+            return torch.stack([torch.stack(list(model.losses(batch).values())) for _ in range(20)]).mean(0)
+
+    before = measure()
+    fit(model.train(), steps=20)
+    assert (measure() < before - 0.01).all()
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not name.startswith("teacher")}
+    assert frozen
+    assert all(torch.equal(model.get_parameter(name), stored[name]) for name in frozen)
+    fit(model.train(), steps=1).save_checkpoint(tmp_path / "model.ckpt", weights_only=True)
+    again = load_model(tmp_path)
+    assert isinstance(again, Blip)
+    assert again.objectives == tuple(objectives)
+
+
+@pytest.mark.parametrize("objectives", [[], ["itc", "mlm"]])
+def test_unknown_objectives_are_named(objectives):
+    with pytest.raises(ValueError, match=r"objectives=\[.*choose some of itc, itm, lm"):
+        build(objectives=objectives)
+
+
+def test_writing_needs_no_company():
+    assert build(objectives=["lm"]).train().losses(make_batch(["a red disc"]))["lm"].isfinite()
+
+
+# ------------------------------------------------------------------------------------------------ the queue
+
+
+def test_a_queue_too_short_is_refused_before_the_first_step(monkeypatch):
+    started = []
+    watch = LambdaCallback(on_train_batch_start=lambda *_: started.append(1))
+    model = build(queue_size=4)
+    run: Any = SimpleNamespace(
+        train_dataloader=SimpleNamespace(batch_sampler=SimpleNamespace(batch_size=3)),
+        world_size=2,
+        estimated_stepping_batches=10,
+        global_step=0,
+    )
+    monkeypatch.setattr(Blip, "trainer", run)
+    with pytest.raises(ValueError, match=r"queue_size=4 .* at least 6 .* 120\), or 0 for no queue"):
+        model.on_train_start()
+    monkeypatch.undo()
+    fit(build(queue_size=4, objectives=["lm"]), steps=1, callbacks=[watch])  # it needs none
+    assert started == [1]
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+@torch.no_grad()
+def test_the_prompt_is_read_and_not_learned(batch):
+    model = build(objectives=["lm"], prompt="on the left ").eval()
+    image, total, words = model.image_tokens(batch["images"]), 0.0, 0
+    prompt = model._tokenize(["on the left"])[0][0, 1:-1].tolist()
+    for i, caption in enumerate(batch["captions"]):
+        text = model._tokenize([caption])[0][0, 1:]
+        tokens = torch.tensor([[model.tokenizer.dec, *prompt, *text.tolist()]])
+        logits = model.encoders.text.logits(model.encoders.text(tokens[:, :-1], image=image[i : i + 1], causal=True))[0]
+        total += float(F.cross_entropy(logits[len(prompt) :], text, label_smoothing=0.1, reduction="sum"))
+        words += len(text)
+    assert float(model.losses(batch)["lm"]) == pytest.approx(total / words, rel=1e-5)
+
+
+def test_captions_follow_the_prompt_and_leave_it_out(batch):
+    model = build(objectives=["lm"], prompt="on the left ", optimizer={"lr": 1e-2, "schedule": "constant"})
+    fit(model, steps=150)
+    options = {"strategy": "greedy", "min_length": 1}
+    told = model.eval().generate(batch["images"], **options)
+    assert sum(a == b for a, b in zip(told, batch["captions"], strict=True)) >= 4
+    assert told == model.generate(batch["images"], prompt="on the left", **options)
+    begun = model.generate(batch["images"], prompt="on the left a", **options)
+    assert sum(f"a {a}" == b for a, b in zip(begun, batch["captions"], strict=True)) >= 4
+    assert model.generate(batch["images"], prompt="", **options) != told
+    beams = model.generate(batch["images"], strategy="beam", min_length=1)
+    assert not any(text.startswith("on") for text in beams)
+
+
+# ------------------------------------------------------------------------------------------------ joint features
+
+
+@torch.no_grad()
+def test_the_joint_feature_is_what_matching_judges(batch):
+    model = build(image={"backbone": "conv_stem", "image_size": 32, "width": 24, "depth": 1, "heads": 2}).eval()
+    joint = model.joint(batch["images"], batch["captions"])
+    assert joint.shape == (B, model.joint_width) == (B, 16)
+    scores = model.matcher(joint)
+    matched = model.match(model.image_tokens(batch["images"]), batch["captions"])
+    torch.testing.assert_close(scores[:, 1] - scores[:, 0], matched)
+    assert torch.equal(model.joint(batch["images"], batch["captions"], place=1), joint)
+
+
+# ------------------------------------------------------------------------------------------------ negatives of all
+
+UNION = """
+import os, sys
+from datetime import timedelta
+import torch, torch.distributed as dist
+from test_blip import CAPTIONS, build, make_batch
+from tldr.nn import negatives
+
+negatives.hard_negatives = lambda logits, positive, first: logits.masked_fill(positive, -99).argmax(1)
+captions = [f"{text}{more}" for more in ("", " and a red disc") for text in CAPTIONS[:3]]
+whole = make_batch(captions, ids=[0, 1, 2, 3, 4, 1])  # 1 and 5 show the same
+
+def run(rank, gathered):
+    model = build(queue_size=0, gather_negatives=gathered).eval()
+    rows = slice(0, 6) if rank is None else slice(3 * rank, 3 * rank + 3)
+    part = {key: value[rows] for key, value in whole.items() if key != "columns"}
+    loss = model.losses(part)["itm"]
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank = int(sys.argv[1])
+    expected = run(None, False)
+    store = dist.FileStore("store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    loss, gradients = run(rank, True)
+    for found, wanted in [(loss, expected[0]), *((gradients[name], value) for name, value in expected[1].items())]:
+        dist.all_reduce(found)
+        torch.testing.assert_close(found / 2, wanted, rtol=1e-4, atol=1e-6)
+    assert set(gradients) == set(expected[1])
+    alone, _ = run(rank, False)  # its three pairs propose other negatives
+    dist.all_reduce(alone)
+    assert abs(float(alone / 2 - expected[0])) > 1e-6
+    print("equal")
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over a file")
+def test_two_processes_draw_negatives_from_their_union(tmp_path):
+    """Loss and gradients are those of one process with both batches."""
+    script = tmp_path / "two.py"
+    script.write_text(UNION)
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"}
+    both = [
+        subprocess.Popen([sys.executable, script, str(rank)], cwd=tmp_path, env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]  # fmt: skip
+    for process in both:
+        out, err = process.communicate(timeout=240)
+        assert out.strip().endswith("equal"), err[-3000:]
+
+
+# ------------------------------------------------------------------------------------------------ for a head
+
+
+def test_a_head_needs_no_teacher(batch):
+    model = build().eval()
+    before = deepcopy(model)
+    model.keep_student()
+    assert not any("teacher" in name or "queue" in name for name in model.state_dict())
+    with torch.no_grad():
+        joint = model.joint(batch["images"], batch["captions"])
+        torch.testing.assert_close(joint, before.joint(batch["images"], batch["captions"]))
+        assert set(model.losses(batch)) == {"lm"}

@@ -47,6 +47,7 @@ def make_batch(rows: Sequence[int] = range(B)) -> Batch:
         rows=torch.arange(len(rows)),
         image_ids=torch.tensor(rows),
         errors=[""] * len(rows),
+        columns={},
     )
 
 
@@ -311,3 +312,66 @@ def test_a_checkpoint_gives_the_same_model(trained, batch, tmp_path):
     assert all(torch.equal(signals[name], expected[name]) for name in expected)
     options = {"strategy": "greedy", "max_length": 20}
     assert again.generate(batch["images"], **options) == trained.generate(batch["images"], **options)
+
+
+# ------------------------------------------------------------------------------------------------ fine-tuning
+
+
+@torch.no_grad()
+def test_the_prompt_is_read_and_not_judged(batch):
+    model = build(
+        prompt="nothing else ", text={"width": 24, "depth": 1, "heads": 2, "max_length": 40, "pre_norm": True}
+    ).eval()
+    prompt, image = model._tokenize([""])[0][0, 1:-1].tolist(), model.encode(batch["images"])[0]
+    assert len(prompt) >= 2
+    expected = []
+    for i, caption in enumerate(CAPTIONS):
+        text = model._tokenize([caption], "")[0][0, 1:]
+        tokens = torch.tensor([[model.tokenizer.dec, *prompt, *text.tolist()]])
+        logits = model.decoder.logits(model.decoder(tokens[:, :-1], image=image[i : i + 1], causal=True))[0]
+        expected.append(float(F.cross_entropy(logits[len(prompt) :], text, reduction="sum")))
+    tokens, mask = model._tokenize(CAPTIONS)
+    torch.testing.assert_close(model._nll(tokens, mask, image), torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    signals = model.signals(batch)
+    assert torch.equal(signals["tokens"], build().signals(batch)["tokens"])
+
+
+def test_captions_follow_the_prompt_and_leave_it_out(batch):
+    model = build(
+        prompt="nothing else ", text={"width": 24, "depth": 1, "heads": 2, "max_length": 40, "pre_norm": True}
+    )
+    fit(model, 160)
+    options = {"strategy": "greedy", "max_length": 20}
+    told = model.eval().generate(batch["images"], **options)
+    assert sum(a == b for a, b in zip(told, CAPTIONS, strict=True)) >= 6
+    assert told == model.generate(batch["images"], prompt="nothing else", **options)
+    begun = model.generate(batch["images"], prompt="nothing else a", **options)
+    assert sum(f"a {a}" == b for a, b in zip(begun, CAPTIONS, strict=True)) >= 6
+
+
+def test_fine_tuning_keeps_the_null_image_and_goes_on_with_the_codebook(trained, batch):
+    """A new run on other captions: the codes are not drawn anew, and `after` means nothing to a codebook that is on."""
+    model = build(quantizer={"codebook_size": 24, "after": 60}, prompt="nothing else", null_share=0.0)
+    model.load_state_dict(trained.state_dict())
+    codes = trained.signals(batch)["codes"]
+    fit(model, 3)
+    assert model.quantizer is not None
+    assert model.quantizer.active
+    torch.testing.assert_close(model.null, trained.null, rtol=1e-2, atol=1e-3)  # no row was blind: weight decay alone
+    moved = (model.constants()["codebook"] - trained.constants()["codebook"]).norm(dim=1)
+    apart = torch.cdist(trained.constants()["codebook"], trained.constants()["codebook"])
+    assert float(moved[codes.unique()].median()) < float(apart[apart > 0].median()) / 2
+
+
+@torch.no_grad()
+def test_the_joint_feature_is_the_state_at_the_end_of_the_text(trained, batch):
+    joint = trained.joint(batch["images"], CAPTIONS)
+    assert joint.shape == (B, trained.joint_width) == (B, 24)
+    for i, caption in enumerate(CAPTIONS):  # alone, and so without pads
+        tokens, _ = trained._tokenize([caption])
+        states = trained.decoder(tokens, image=trained.encode(batch["images"][i : i + 1])[0], causal=True)
+        torch.testing.assert_close(joint[i], states[0, -1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(trained.joint(batch["images"].roll(1, 0), CAPTIONS), joint, atol=1e-2)
+    assert torch.equal(
+        build(prompt="nothing").joint(batch["images"], CAPTIONS), build().joint(batch["images"], CAPTIONS)
+    )

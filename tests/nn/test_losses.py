@@ -139,3 +139,12 @@ def test_a_row_without_negatives_draws_another_row(generator):
         first, second, third = hard_negatives(torch.zeros(3, 3), positive, generator).tolist()
         assert first in (1, 2)
         assert (second, third) == (2, 1)
+
+
+def test_of_all_processes_pairs_ones_own_is_no_negative(generator):
+    """Where all belong together any other is drawn: of six columns the rows' own are the third and the fourth."""
+    logits = torch.randn(2, 6, generator=generator)
+    positive = torch.ones(2, 6).bool()
+    drawn = torch.stack([hard_negatives(logits, positive, generator, first=2) for _ in range(200)])
+    assert set(drawn[:, 0].tolist()) == {0, 1, 3, 4, 5}
+    assert set(drawn[:, 1].tolist()) == {0, 1, 2, 4, 5}

@@ -86,3 +86,10 @@ def test_the_queue_survives_saving_and_forgets_on_request():
 def test_one_process_gathers_itself():
     x = torch.randn(3, 2)
     assert torch.equal(gather(x), x)
+
+
+def test_a_batch_is_checked_before_it_comes():
+    Queue(3, 2).check(3)
+    Queue(0, 2).check(99)  # no queue
+    with pytest.raises(ValueError, match=r"queue_size=3 .* at least 4 .*80\), or 0"):
+        Queue(3, 2).check(4)

@@ -1,4 +1,4 @@
-"""BLIP pre-training (Li et al., ICML 2022, arXiv 2201.12086, section 3.2).
+"""BLIP (Li et al., ICML 2022, arXiv 2201.12086): pre-training (section 3.2), and what tasks ask of it (section 5).
 
     ITC  unimodal embeddings agree: contrast with the keys that a momentum copy, the teacher, gives this batch and gave
          those in a queue; a part alpha of the target is the teacher's judgement (ALBEF, arXiv 2107.07651)
@@ -7,11 +7,11 @@
 
 One text transformer plays all three roles; its decoder differs in self-attention only. Where the published code assumes
 millions of pictures, each seen once in a long while, ours may be few and have several captions: another caption of a
-picture counts as its positive in ITC (as in ALBEF's fine-tuning for retrieval) and is no negative in ITM. With distinct
+picture counts as its positive in ITC (as in BLIP's fine-tuning for retrieval) and is no negative in ITM. With distinct
 pictures and captions the losses are the published ones.
 
-Shapes: B pairs of this process, M keys (B of the batch and those in the queue), L image tokens, T text tokens, D width,
-E embedding width.
+Shapes: B pairs of this process, P those from which negatives are drawn (B, or those of all processes), M keys (B of the
+batch and those in the queue), L image tokens, T text tokens, D width, E embedding width.
 """
 
 from __future__ import annotations
@@ -26,49 +26,36 @@ from torch import Tensor, nn
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
+from tldr.nn.answers import rank
+from tldr.nn.encoders import Encoders, scale_weights
+from tldr.nn.freeze import freeze_unreached
 from tldr.nn.generate import generate
-from tldr.nn.losses import distilled_targets, hard_negatives, lm_loss, similarity, soft_cross_entropy
-from tldr.nn.momentum import Queue, follow, momentum_copy
+from tldr.nn.losses import distilled_targets, lm_loss, similarity, soft_cross_entropy
+from tldr.nn.momentum import Queue, follow, gather, momentum_copy
+from tldr.nn.negatives import Candidates, matching_batch
 from tldr.nn.text import TextTransformer
+from tldr.nn.twin import see_two
 from tldr.nn.vision import ImageEncoder
 
-POOLINGS = ("cls", "mean")
+BERT_STD = 0.02
+OBJECTIVES = ("itc", "itm", "lm")
 TEMPERATURES = (0.001, 0.5)
-
-
-class Encoders(nn.Module):
-    """Both unimodal encoders and their projections: what the momentum copy is a copy of."""
-
-    def __init__(self, image: ImageEncoder, text: TextTransformer, embed_dim: int, text_pooling: str) -> None:
-        super().__init__()
-        if text_pooling not in POOLINGS:
-            raise ValueError(f"text_pooling={text_pooling!r}; choose from {', '.join(POOLINGS)}")
-        self.image, self.text, self.text_pooling = image, text, text_pooling
-        self.image_projection = nn.Linear(image.width, embed_dim)
-        self.text_projection = nn.Linear(text.width, embed_dim)
-
-    def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> tokens (B, L, D) and unit embeddings (B, E)."""
-        tokens = self.image(images)
-        return tokens, F.normalize(self.image_projection(self.image.pool(tokens)).float(), dim=-1)
-
-    def encode_texts(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) -> (B, E) unit embeddings."""
-        hidden = self.text(tokens, mask)
-        if self.text_pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
 
 class Blip(Model):
     """``image`` and ``text`` are the arguments of `ImageEncoder` and `TextTransformer`; ``tokenizer`` is a `Tokenizer`
     as JSON. ``alpha`` is reached in ``alpha_ramp`` of the run's steps (published: in 2 of 20 epochs).
 
+    ``objectives``: all three in pre-training; itc and itm fine-tune for retrieval, lm for captions, which then begin
+    with ``prompt`` (published: "a picture of "). ``gather_negatives`` draws ITM's negatives from the batches of all
+    processes, as BLIP does in fine-tuning on COCO.
+
     The defaults are the published ones, made for long runs from pre-trained encoders. A short run from scratch wants
     others (``conf/model/blip.yaml`` has figures): the mean of the text's tokens instead of [CLS], a faster teacher, and
-    no queue, whose entries are soon so old that they are told from the batch by their age, not by what they show.
+    no queue, whose entries are soon so old that they are told from the batch by their age, not by what they show; text
+    layers that begin with weights of ``init_std`` near 1 / sqrt(width), for BERT's 0.02 is made for a width of 768 and
+    passes next to nothing of a picture through a narrow one; and negatives that are drawn evenly at first, and only
+    after ``negative_ramp`` of the run by the full ITC logits.
     """
 
     def __init__(
@@ -86,104 +73,143 @@ class Blip(Model):
         alpha: float = 0.4,
         alpha_ramp: float = 0.1,
         label_smoothing: float = 0.1,
+        objectives: Sequence[str] = OBJECTIVES,
+        gather_negatives: bool = False,
+        negative_ramp: float = 0.0,
+        init_std: float = 0.02,
+        prompt: str = "",
     ) -> None:
         super().__init__(optimizer=optimizer)
         self.save_hyperparameters()
+        self.objectives, self.gather_negatives, self.prompt = tuple(objectives), gather_negatives, prompt
+        if not self.objectives or not set(self.objectives) <= set(OBJECTIVES):
+            raise ValueError(f"objectives={list(objectives)}; choose some of {', '.join(OBJECTIVES)}")
         self.tokenizer = Tokenizer(tokenizer)
         image_encoder = ImageEncoder(**image)
         width, self.image_size = image_encoder.width, image_encoder.image_size
         text_model = TextTransformer(len(self.tokenizer), image_width=width, separate_decoder=True, **text)
+        scale_weights(text_model, init_std / BERT_STD)
         self.encoders = Encoders(image_encoder, text_model, embed_dim, text_pooling)
+        self.joint_width = text_model.width
         self.matcher = nn.Linear(text_model.width, 2)
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.teacher = momentum_copy(self.encoders)
         self.queue = Queue(queue_size, embed_dim)
-        self.momentum, self.alpha, self.alpha_ramp = momentum, alpha, alpha_ramp
+        self.momentum, self.alpha, self.alpha_ramp, self.negative_ramp = momentum, alpha, alpha_ramp, negative_ramp
         self.label_smoothing = label_smoothing
-        self.ramp_steps = 1.0  # known when training begins
+        self.steps = 1.0  # of the run, known when training begins
+        if set(self.objectives) != set(OBJECTIVES):
+            freeze_unreached(self, _trial)
 
     def on_train_start(self) -> None:
         """Learn the length of the run. A new one forgets the queue: its pairs may be those of other data."""
-        self.ramp_steps = max(1.0, self.alpha_ramp * self.trainer.estimated_stepping_batches)
+        self.steps = float(self.trainer.estimated_stepping_batches)
         if self.global_step == 0:
             self.queue.clear()
+        batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)  # it may know their size
+        if self._contrasts and (size := getattr(batches, "batch_size", None)):
+            self.queue.check(size * self.trainer.world_size)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log what the contrast learns beside the weights."""
-        self.log_dict({"train/temperature": self.temperature.detach(), "train/alpha": self.current_alpha})
+        if self._contrasts:
+            self.log_dict({"train/temperature": self.temperature.detach(), "train/alpha": self.current_alpha})
 
     @property
     def current_alpha(self) -> float:
         """The weight of the teacher's judgement at this step."""
-        return self.alpha * min(1.0, self.global_step / self.ramp_steps)
+        return self.alpha * self._risen(self.alpha_ramp)
+
+    def _risen(self, share: float) -> float:
+        """What rises from 0 to 1 in a share of the run."""
+        return min(1.0, self.global_step / max(1.0, share * self.steps)) if share else 1.0
+
+    @property
+    def _contrasts(self) -> bool:
+        return "itc" in self.objectives or "itm" in self.objectives
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``itc``, ``itm`` and ``lm``. In training mode the teacher moves first, and the queue takes its keys last."""
-        if len(batch["captions"]) < 2:
+        """Those of ``objectives``. In training mode the teacher moves first, and the queue takes its keys last."""
+        image = self.encoders.image(batch["images"])
+        losses = self._understanding_losses(image, batch) if self._contrasts else {}
+        if "lm" in self.objectives:
+            losses["lm"] = self._write_loss(image, batch["captions"])
+        return {name: losses[name] for name in OBJECTIVES if name in self.objectives}
+
+    def _understanding_losses(self, image: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """ITC and ITM of image tokens (B, L, D) and their captions."""
+        if len(image) < 2:
             raise ValueError("BLIP contrasts pairs with each other: batch_size must be at least 2 per process")
         with torch.no_grad():
             self.temperature.clamp_(*TEMPERATURES)
         ids, (tokens, mask) = batch["image_ids"], self._tokenize(batch["captions"])
-        image, image_embedding = self.encoders.encode_images(batch["images"])
-        text_embedding = self.encoders.encode_texts(tokens, mask)
+        image_embedding, text_embedding = self.encoders.embed(image), self.encoders.encode_texts(tokens, mask)
         with torch.no_grad():
             if self.training:
                 follow(self.teacher, self.encoders, self.momentum)
             _, image_keys = self.teacher.encode_images(batch["images"])
             text_keys = self.teacher.encode_texts(tokens, mask)
-        itc, image_logits, text_logits = self._contrast(image_embedding, text_embedding, image_keys, text_keys, ids)
+        losses = {"itc": self._contrast(image_embedding, text_embedding, image_keys, text_keys, ids)}
         if self.training:
             self.queue.add(image_keys, text_keys, ids)
-        same_caption = (tokens[:, None] == tokens).all(2)  # (B, B); or the hardest negative were the caption itself
-        positive = (ids[:, None] == ids) | same_caption
-        itm = self._match_loss(image, tokens, mask, image_logits, text_logits, positive)
-        return {"itc": itc, "itm": itm, "lm": self._write_loss(image, tokens, mask)}
+        if "itm" in self.objectives:
+            embeddings = (image_embedding, text_embedding, image_keys, text_keys)
+            losses["itm"] = self._match_loss(image, tokens, mask, ids, embeddings)
+        return losses
 
-    def _contrast(
-        self, image: Tensor, text: Tensor, image_keys: Tensor, text_keys: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """ITC of (B, E) embeddings with the teacher's of the same pairs and of those in the queue; and the logits
-        (B, B) of the batch's images to its texts and of its texts to its images."""
+    def _contrast(self, image: Tensor, text: Tensor, image_keys: Tensor, text_keys: Tensor, ids: Tensor) -> Tensor:
+        """ITC of (B, E) embeddings with the teacher's of the same pairs and of those in the queue."""
         filled = self.queue.filled
         positive = ids[:, None] == torch.cat([ids, self.queue.ids[:filled]])  # (B, M)
 
-        def direction(query: Tensor, teacher: Tensor, keys: Tensor, queued: Tensor) -> tuple[Tensor, Tensor]:
+        def direction(query: Tensor, teacher: Tensor, keys: Tensor, queued: Tensor) -> Tensor:
             keys = torch.cat([keys, queued[:filled]])  # (M, E), a copy: the queue changes before the backward pass
-            logits = similarity(query, keys) / self.temperature
             targets = distilled_targets(similarity(teacher, keys) / self.temperature, positive, self.current_alpha)
-            return soft_cross_entropy(logits, targets), logits[:, : len(ids)]
+            return soft_cross_entropy(similarity(query, keys) / self.temperature, targets)
 
-        image_loss, image_logits = direction(image, image_keys, text_keys, self.queue.text)
-        text_loss, text_logits = direction(text, text_keys, image_keys, self.queue.image)
-        return (image_loss + text_loss) / 2, image_logits, text_logits
+        image_loss = direction(image, image_keys, text_keys, self.queue.text)
+        return (image_loss + direction(text, text_keys, image_keys, self.queue.image)) / 2
 
     def _match_loss(
-        self, image: Tensor, tokens: Tensor, mask: Tensor, image_logits: Tensor, text_logits: Tensor, positive: Tensor
+        self, image: Tensor, tokens: Tensor, mask: Tensor, ids: Tensor, embeddings: tuple[Tensor, ...]
     ) -> Tensor:
-        """ITM over B pairs, B texts with a wrong image, B images with a wrong text."""
-        wrong_image = hard_negatives(text_logits, positive)  # (B,) for each text
-        wrong_text = hard_negatives(image_logits, positive)
-        scores = self._match_scores(
-            torch.cat([image, image[wrong_image], image]),  # (3B, L, D)
-            torch.cat([tokens, tokens, tokens[wrong_text]]),
-            torch.cat([mask, mask, mask[wrong_text]]),
-        )
+        """ITM over B pairs, B texts with a wrong image, B images with a wrong text. ``embeddings``, by which negatives
+        are proposed: (B, E) of the images, of the texts, and the teacher's of both."""
+        image_embedding, text_embedding, image_keys, text_keys = (each.detach() for each in embeddings)
+        pool = Candidates(image, tokens, mask, ids)  # (P, ...)
+        if self.gather_negatives:
+            pool = pool.of_all(max_length=self.encoders.text.max_length, pad=self.tokenizer.pad)
+            image_keys, text_keys = gather(image_keys), gather(text_keys)
+        scale = self._risen(self.negative_ramp) / self.temperature.detach()
+        text_logits = similarity(text_embedding, image_keys) * scale  # (B, P)
+        image_logits = similarity(image_embedding, text_keys) * scale
+        scores = self._match_scores(*matching_batch(pool, text_logits, image_logits))  # (3B, 2)
         matches = torch.arange(len(scores), device=scores.device) < len(image)
         return F.cross_entropy(scores.float(), matches.long())
 
+    def _encode(self, image: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D), (B, T) -> (B, T, D) the image-grounded encoder's states."""
+        return self.encoders.text(_begin(tokens, self.tokenizer.enc), mask, image=image)
+
     def _match_scores(self, image: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, L, D), (B, T) -> (B, 2) scores of *no match* and *match*, from the place of [ENC]."""
-        hidden = self.encoders.text(_begin(tokens, self.tokenizer.enc), mask, image=image)
-        return self.matcher(hidden[:, 0])
+        return self.matcher(self._encode(image, tokens, mask)[:, 0])
 
-    def _write_loss(self, image: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """LM: each token from [DEC], those before it and the image."""
-        text, begun = self.encoders.text, _begin(tokens, self.tokenizer.dec)
+    def _write_loss(self, image: Tensor, captions: Sequence[str]) -> Tensor:
+        """LM: each token from [DEC], those before it and the image. The prompt is read, not learned."""
+        begin = self.prompt.strip()
+        tokens, mask = self._tokenize([f"{begin} {caption}" for caption in captions] if begin else captions)
+        text, begun, real = self.encoders.text, _begin(tokens, self.tokenizer.dec), mask.clone()
+        real[:, : len(self._prompt(begin))] = False
         logits = text.logits(text(begun[:, :-1], image=image, causal=True))
-        return lm_loss(logits, tokens[:, 1:], mask[:, 1:], label_smoothing=self.label_smoothing)
+        return lm_loss(logits, tokens[:, 1:], real[:, 1:], label_smoothing=self.label_smoothing)
 
-    def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(captions, max_length=self.encoders.text.max_length, device=self.device)
+    def _tokenize(self, captions: Sequence[str], start: int | None = None) -> tuple[Tensor, Tensor]:
+        return self.tokenizer(captions, max_length=self.encoders.text.max_length, start=start, device=self.device)
+
+    def _prompt(self, prompt: str) -> Tensor:
+        """(T,) tokens that a text begins with: [DEC] and those of ``prompt``."""
+        return self._tokenize([prompt.strip()], self.tokenizer.dec)[0][0, :-1]
 
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E) unit vectors."""
@@ -207,21 +233,71 @@ class Blip(Model):
         """``embedding`` (B, E) of the picture, ``alignment`` (B,) the log-odds that picture and caption belong together
         (ITM), ``itc`` (B,) their cosine."""
         image, embedding = self.encoders.encode_images(batch["images"])
-        tokens, mask = self._tokenize(batch["captions"])
-        scores = self._match_scores(image, tokens, mask).float()
-        itc = (embedding * self.encoders.encode_texts(tokens, mask)).sum(1)
-        return {"embedding": embedding, "alignment": scores[:, 1] - scores[:, 0], "itc": itc}
+        itc = (embedding * self.embed_texts(batch["captions"])).sum(1)
+        return {"embedding": embedding, "alignment": self.match(image, batch["captions"]), "itc": itc}
+
+    def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
+        """(B, 3, H, W) and B captions -> (B, joint_width), the state of [ENC]. Pictures have no ``place``."""
+        return self._encode(self.image_tokens(images), *self._tokenize(captions))[:, 0]
+
+    def keep_student(self) -> None:
+        """For a task's head, which contrasts nothing: forget the teacher and the queue, a half of the weights."""
+        self.objectives = ("lm",)
+        del self.teacher, self.queue
+
+    def see_two(self) -> None:
+        """From now on texts are encoded with two pictures, by `joint_two` (NLVR2)."""
+        see_two(self.encoders.text)
+
+    def joint_two(self, first: Tensor, second: Tensor, captions: Sequence[str]) -> Tensor:
+        """Twice (B, 3, H, W) and B captions -> (B, joint_width), the state of [ENC]; after `see_two`."""
+        image = torch.cat(self.image_tokens(torch.cat([first, second])).chunk(2), 1)  # (B, 2L, D)
+        return self._encode(image, *self._tokenize(captions))[:, 0]
+
+    @property
+    def answer_decoder(self) -> TextTransformer:
+        """What writes answers to questions, unless a copy of it, trained apart, is given."""
+        return self.encoders.text
+
+    def question(self, images: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) and B questions -> their states (B, T, D), which have seen the picture, and mask (B, T)."""
+        width, image_width = self.encoders.text.width, self.encoders.image.width
+        if width != image_width:
+            what = "the decoder reads questions where it read pictures"
+            raise ValueError(f"{what}: text.width={width} must be the width of the image encoder, {image_width}")
+        tokens, mask = self._tokenize(questions)
+        return self._encode(self.image_tokens(images), tokens, mask), mask
+
+    def answer_tokens(self, answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """A answers -> tokens (A, T) as the decoder writes them, and their mask."""
+        return self._tokenize(answers, self.tokenizer.dec)
 
     @torch.inference_mode()
-    def generate(self, images: Tensor, **options: Any) -> list[str]:
-        """A caption for each of (B, 3, H, W) images; ``options`` are those of `tldr.nn.generate.generate`."""
-        prompt = torch.tensor([self.tokenizer.dec], device=images.device)
-        end = self.tokenizer.end
-        return self.tokenizer.decode(
-            generate(self.encoders.text, self.image_tokens(images), prompt, end=end, **options)
-        )
+    def rank_answers(
+        self, images: Tensor, questions: Sequence[str], answers: list[str], *, top_k: int = 128,
+        decoder: TextTransformer | None = None,
+    ) -> list[str]:  # fmt: skip
+        """For each of B questions the likeliest of the ``answers``, among the ``top_k`` whose first word is; by
+        ``decoder`` instead of `answer_decoder` where one is given."""
+        states, mask = self.question(images, questions)
+        best = rank(decoder or self.answer_decoder, self.answer_tokens(answers), states, mask, top_k=top_k)
+        return [answers[i] for i in best.tolist()]
+
+    @torch.inference_mode()
+    def generate(self, images: Tensor, *, prompt: str | None = None, **options: Any) -> list[str]:
+        """A caption for each of (B, 3, H, W) images, after ``prompt`` (None: that of training), which is no part of it;
+        ``options`` are those of `tldr.nn.generate.generate`."""
+        begin, end = self._prompt(self.prompt if prompt is None else prompt), self.tokenizer.end
+        return self.tokenizer.decode(generate(self.encoders.text, self.image_tokens(images), begin, end=end, **options))
 
 
 def _begin(tokens: Tensor, start: int) -> Tensor:
     """(B, T) tokens that begin with [CLS] -> the same beginning with ``start``."""
     return F.pad(tokens[:, 1:], (1, 0), value=start)
+
+
+def _trial(model: Blip) -> Tensor:
+    """The loss of two black pictures: which parameters it reaches is all that matters."""
+    images = torch.zeros(2, 3, model.image_size, model.image_size, dtype=torch.uint8)
+    batch: Any = {"images": images, "captions": ["a", "b"], "image_ids": torch.arange(2)}
+    return torch.stack(list(model.losses(batch).values())).sum()

@@ -36,7 +36,8 @@ LOG_EVERY = 50
 class Captioner(Model):
     """``image``, ``text`` and ``quantizer`` are the arguments of `ImageEncoder`, `TextTransformer` and `Quantizer`
     (None: no codebook); ``tokenizer`` is a `Tokenizer` as JSON; ``null_share`` of the rows learn without their
-    picture."""
+    picture. Every caption follows ``prompt`` (BLIP, fine-tuned on COCO: "a picture of "), which is read, not learned.
+    """
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Captioner(Model):
         quantizer: Mapping[str, Any] | None = None,
         null_share: float = 0.15,
         label_smoothing: float = 0.0,
+        prompt: str = "",
     ) -> None:
         super().__init__(optimizer=optimizer)
         self.save_hyperparameters()
@@ -57,9 +59,11 @@ class Captioner(Model):
         self.image_size = self.image_encoder.image_size
         self.decoder = TextTransformer(len(self.tokenizer), image_width=width, **text)
         self.quantizer = Quantizer(width, **quantizer) if quantizer is not None else None
+        self.joint_width = self.decoder.width
         self.keywords: list[str] = []
         self.null = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.null_share, self.label_smoothing = null_share, label_smoothing
+        self.null_share, self.label_smoothing, self.prompt = null_share, label_smoothing, prompt
+        self.prompt_length = self._tokenize([""])[0].shape[1] - 1  # tokens before the caption's first
 
     def prepare(self, captions: Sequence[str]) -> None:
         """Find the keywords that the codebook begins from."""
@@ -84,16 +88,24 @@ class Captioner(Model):
             self.quantizer.initialise(self._keyword_embeddings() if self.quantizer.init == "keywords" else None)
         return self.quantizer(tokens)
 
-    def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return self.tokenizer(
-            captions, max_length=self.decoder.max_length, start=self.tokenizer.dec, device=self.device
-        )
+    def _tokenize(self, captions: Sequence[str], prompt: str | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T) tokens of [DEC], ``prompt`` (None: that of training), and captions, and their mask."""
+        begin = (self.prompt if prompt is None else prompt).strip()
+        texts = [f"{begin} {caption}".strip() for caption in captions] if begin else captions
+        return self.tokenizer(texts, max_length=self.decoder.max_length, start=self.tokenizer.dec, device=self.device)
+
+    def _words(self, mask: Tensor) -> Tensor:
+        """The mask (B, T - 1) of what is to be written after the first token: the caption and its end, no prompt."""
+        words = mask.clone()
+        words[:, : self.prompt_length] = False
+        return words[:, 1:]
 
     def _nll(self, tokens: Tensor, mask: Tensor, image: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-        """(B,) negative log-likelihood of each text (B, T) given the image tokens (B, L, D), summed over its tokens."""
+        """(B,) negative log-likelihood of each text (B, T) given the image tokens (B, L, D), summed over its words."""
+        words = self._words(mask)
 
         def nll(rows: Tensor, longest: int) -> Tensor:
-            text, real = tokens[rows, :longest], mask[rows, 1:longest]
+            text, real = tokens[rows, :longest], words[rows, : longest - 1]
             logits = self.decoder.logits(self.decoder(text[:, :-1], image=image[rows], causal=True))
             return token_nll(logits, text[:, 1:], real, label_smoothing=label_smoothing)
 
@@ -118,7 +130,7 @@ class Captioner(Model):
         tokens, mask = self._tokenize(batch["captions"])
         blind = torch.rand(len(image), 1, 1, device=image.device) < self.null_share
         seen = torch.where(blind, self.null.to(image.dtype), image)
-        words = mask[:, 1:].sum()
+        words = self._words(mask).sum()
         losses = {"lm": self._nll(tokens, mask, seen, label_smoothing=self.label_smoothing).sum() / words}
         if self.quantizer is not None:
             losses["commitment"] = commitment
@@ -131,7 +143,7 @@ class Captioner(Model):
         """Does the decoder look? The LM loss with the right pictures, with the neighbours', and without any."""
         views = {"lm_image": image, "lm_shuffled": image.roll(1, 0), "lm_null": self.null.expand_as(image)}
         for name, view in views.items():
-            self.log(f"train/{name}", self._nll(tokens, mask, view).sum() / mask[:, 1:].sum())
+            self.log(f"train/{name}", self._nll(tokens, mask, view).sum() / self._words(mask).sum())
         if self.quantizer is not None and codes is not None and self.quantizer.active:
             self.log_dict({f"codebook/{name}": value for name, value in self.quantizer.usage(codes).items()})
 
@@ -142,16 +154,24 @@ class Captioner(Model):
         image, codes, _ = self.encode(batch["images"])
         tokens, mask = self._tokenize(batch["captions"])
         gain = self._nll(tokens, mask, self.null.expand_as(image)) - self._nll(tokens, mask, image)
-        found = {"embedding": image.mean(1), "alignment": gain, "tokens": mask[:, 1:].sum(1)}
+        found = {"embedding": image.mean(1), "alignment": gain, "tokens": self._words(mask).sum(1)}
         return found if codes is None else {"codes": codes, **found}
 
     def constants(self) -> dict[str, Tensor]:
         """The codebook (K, D), where there is one."""
         return {} if self.quantizer is None else {"codebook": self.quantizer.codebook}
 
+    def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
+        """(B, 3, H, W) and B captions -> (B, joint_width), the decoder's state at the end of the text, when it has
+        read all of it. Pictures have no ``place``."""
+        tokens, mask = self._tokenize(captions, prompt="")
+        states = self.decoder(tokens, image=self.encode(images)[0], causal=True)  # (B, T, D)
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+
     @torch.inference_mode()
-    def generate(self, images: Tensor, **options: Any) -> list[str]:
-        """A caption for each of (B, 3, H, W) images; ``options`` are those of `tldr.nn.generate.generate`."""
+    def generate(self, images: Tensor, *, prompt: str | None = None, **options: Any) -> list[str]:
+        """A caption for each of (B, 3, H, W) images, after ``prompt`` (None: that of training), which is no part of it;
+        ``options`` are those of `tldr.nn.generate.generate`."""
         image, _, _ = self.encode(images)
-        prompt = torch.tensor([self.tokenizer.dec], device=image.device)
-        return self.tokenizer.decode(generate(self.decoder, image, prompt, end=self.tokenizer.end, **options))
+        begin = self._tokenize([""], prompt)[0][0, :-1]
+        return self.tokenizer.decode(generate(self.decoder, image, begin, end=self.tokenizer.end, **options))

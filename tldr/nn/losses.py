@@ -56,15 +56,18 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(F.log_softmax(logits.float(), 1) * targets).sum(1).mean()
 
 
-def hard_negatives(logits: Tensor, positive: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """(B, B) scores -> (B,) for each row the column of a negative, drawn by its softmax (BLIP, 1e-4 added).
+def hard_negatives(
+    logits: Tensor, positive: Tensor, generator: torch.Generator | None = None, *, first: int = 0
+) -> Tensor:
+    """(B, Q) scores -> (B,) for each row the column of a negative, drawn by its softmax (BLIP, 1e-4 added).
 
-    ``positive`` (B, B) is True where row and column belong together (the same picture): never drawn.
+    ``positive`` (B, Q) is True where row and column belong together (the same picture): never drawn. The row's own
+    column is ``first`` + row.
     """
     weights = F.softmax(logits.detach().float(), 1) + 1e-4
     weights = weights.masked_fill(positive, 0)
     lonely = weights.sum(1) == 0  # a batch whose texts all belong to one picture: any other column then
     if lonely.any():
         weights[lonely] = 1e-4
-        weights.fill_diagonal_(0)
+        weights.diagonal(first)[: len(weights)].zero_()
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -40,6 +41,13 @@ def gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """As `gather`, but the gradient finds its way back to the process that ``x`` (B, ...) is of."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    return all_gather_tensor_autograd(x.contiguous(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]
 
 
 class Queue(nn.Module):
@@ -71,6 +79,14 @@ class Queue(nn.Module):
         """Forget all entries."""
         self.added.zero_()
 
+    def check(self, batch: int) -> None:
+        """Raise ValueError where ``batch`` pairs, those of all processes, do not fit; it names a size that does."""
+        if 0 < self.size < batch:
+            raise ValueError(
+                f"queue_size={self.size} is less than the batch of all processes together: take at least {batch} "
+                f"(BLIP's is 20 batches, here {20 * batch}), or 0 for no queue"
+            )
+
     @torch.no_grad()
     def add(self, image: Tensor, text: Tensor, ids: Tensor) -> None:
         """Remember (B, E), (B, E) and (B,) of every process: all processes' queues stay equal.
@@ -80,11 +96,7 @@ class Queue(nn.Module):
         if self.size == 0:
             return
         image, text, ids = gather(image), gather(text), gather(ids)
-        if len(ids) > self.size:
-            raise ValueError(
-                f"queue_size={self.size} is less than the batch of all processes together: take at least {len(ids)} "
-                f"(BLIP's is 20 batches, here {20 * len(ids)}), or 0 for no queue"
-            )
+        self.check(len(ids))
         places = (self.added + torch.arange(len(ids), device=self.added.device)) % self.size
         self.image[places] = image.to(self.image.dtype)
         self.text[places] = text.to(self.text.dtype)

@@ -1,0 +1,30 @@
+"""Parameters that no loss reaches: a fine-tuned model keeps them, but neither AdamW nor DDP should.
+
+DDP waits for the gradient of every parameter that asks for one, and stops where none comes. Which those are depends on
+the objective (captioning uses no matching head) and, for a task's head, on what its backbone was built for.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def freeze_unreached(module: Module, loss: Callable[[Module], Tensor]) -> list[str]:
+    """Freeze what a trial run of ``loss`` does not reach; the names. The trial runs on a copy in training mode (a
+    quantizer passes no gradient otherwise): the module's own statistics, queues and random numbers stay as they are."""
+    trial = copy.deepcopy(module).train()
+    names, parameters = zip(*((n, p) for n, p in trial.named_parameters() if p.requires_grad), strict=True)
+    with torch.random.fork_rng(), torch.enable_grad():
+        found = torch.autograd.grad(loss(trial), parameters, allow_unused=True)
+    unreached = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
+    own = dict(module.named_parameters())
+    for name in unreached:
+        own[name].requires_grad_(False)
+    return unreached

@@ -1,0 +1,139 @@
+"""AdamW as vision-language pre-training uses it: which weights decay, at what rate each learns, and when.
+
+Weight decay is for matrices: not for norms, biases and other vectors, nor for embeddings of positions and class tokens.
+``layer_decay`` (BEiT, Bao et al. 2022, arXiv 2106.08254) lets the early layers of a pretrained tower learn more slowly,
+by that factor a layer. Schedules, after a linear warm-up:
+
+    cosine    to ``min_lr`` at the end of the run (CLIP, fine-tuning)
+    linear    likewise, in a straight line (ViLT)
+    step      times ``decay_rate`` every ``decay_steps``, not below ``min_lr`` (BLIP: 0.9 an epoch)
+    constant
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+SCHEDULES = ("cosine", "linear", "step", "constant")
+
+_LAYER = re.compile(r"(?:(?P<tower>.*?)\.)?(?:blocks|layers)\.(?P<number>\d+)\.")
+_PLACES = {"pos_embed", "cls_token", "reg_token", "positions"}  # timm's names, and ours
+_BOTTOM = _PLACES | {"patch_embed", "norm_pre", "words", "types"}  # what comes before the first layer
+
+
+def adamw(
+    module: nn.Module,
+    *,
+    total_steps: int,
+    lr: float,
+    weight_decay: float = 0.05,
+    betas: Sequence[float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    warmup_steps: float = 0,
+    min_lr: float = 0.0,
+    schedule: str = "cosine",
+    decay_rate: float = 0.9,
+    decay_steps: int | None = None,
+    layer_decay: float = 1.0,
+    head_lr_scale: float = 1.0,
+    heads: Sequence[str] = (),
+) -> dict[str, Any]:
+    """AdamW and its scheduler, stepped every optimiser step, as Lightning takes them.
+
+    ``warmup_steps`` below 1 is a share of the ``total_steps``. ``head_lr_scale`` multiplies the rate of parameters whose
+    names begin with one of ``heads``. Raises ValueError naming the option and its choices.
+    """
+    factor = rate(
+        schedule,
+        total_steps=total_steps,
+        warmup_steps=round(warmup_steps * total_steps) if 0 < warmup_steps < 1 else int(warmup_steps),
+        floor=min_lr / lr,
+        decay_rate=decay_rate,
+        decay_steps=decay_steps,
+    )
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"optimizer.layer_decay={layer_decay}; take 1 (none) or less, such as 0.75")
+    if head_lr_scale != 1 and not heads:
+        raise ValueError(f"optimizer.head_lr_scale={head_lr_scale}, but {type(module).__name__} declares no head")
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    scales = depth_scales([name for name, _ in trained], layer_decay)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained:
+        scale = scales[name] * (head_lr_scale if name.startswith(tuple(heads)) else 1.0)
+        decays = parameter.ndim > 1 and not _PLACES & set(name.split("."))
+        groups.setdefault((weight_decay if decays else 0.0, scale), []).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": held, "weight_decay": decay, "lr": lr * scale} for (decay, scale), held in groups.items()],
+        lr=lr,
+        betas=(betas[0], betas[1]),
+        eps=eps,
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def rate(
+    schedule: str,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    floor: float = 0.0,
+    decay_rate: float = 0.9,
+    decay_steps: int | None = None,
+) -> Callable[[int], float]:
+    """The learning rate at a step, as a share of the highest; ``floor`` is the least of it after the warm-up."""
+    if schedule not in SCHEDULES:
+        raise ValueError(f"optimizer.schedule={schedule!r}; choose from {', '.join(SCHEDULES)}")
+    if schedule == "step" and not decay_steps:
+        raise ValueError("optimizer.schedule=step needs optimizer.decay_steps: the steps of an epoch, for BLIP")
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        if schedule == "constant":
+            return 1.0
+        if schedule == "step":
+            return max(floor, decay_rate ** (step // (decay_steps or 1)))
+        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        fallen = done if schedule == "linear" else (1 - math.cos(math.pi * done)) / 2
+        return floor + (1 - floor) * (1 - fallen)
+
+    return factor
+
+
+def depth_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
+    """For every parameter's name, layer_decay ** (layers above it in its tower).
+
+    A tower is what has ``blocks`` or ``layers``. What enters its first layer lies below all of them, what leaves its
+    last one above; so does everything outside of towers.
+    """
+    names = list(names)
+    found = {name: _LAYER.match(name) for name in names}
+    depth: dict[str, int] = {}
+    for match in filter(None, found.values()):
+        tower = match["tower"] or ""
+        depth[tower] = max(depth.get(tower, 0), int(match["number"]) + 1)
+    scales = {}
+    for name, match in found.items():
+        below = 0
+        if match:
+            below = depth[match["tower"] or ""] - int(match["number"])
+        else:
+            for tower, layers in depth.items():
+                inside = name.removeprefix(f"{tower}.") if tower else name
+                first = inside.split(".")[0]
+                if inside != name or not tower:
+                    enters = first in _BOTTOM or (first == "norm" and _has(names, tower, "words"))  # BERT's first norm
+                    below = max(below, layers + 1 if enters else 0)
+        scales[name] = layer_decay**below
+    return scales
+
+
+def _has(names: Sequence[str], tower: str, part: str) -> bool:
+    return any(name.startswith(f"{tower}.{part}." if tower else f"{part}.") for name in names)
