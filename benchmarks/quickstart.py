@@ -10,34 +10,13 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from _command import command
 
 from tldr.atomic import write_json
 from tldr.pairs import Pairs
 from tldr.report.comparison import comparison_figure, comparison_table
 from tldr.report.truth import planted
-from tldr.tasks import evaluate, select, train
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
-TASKS: dict[str, Any] = {"select": select.run, "train": train.run, "evaluate": evaluate.run}
-
-
-def command(script: str, *overrides: str) -> tuple[Any, float]:
-    """What ``python script.py overrides`` does; its result, and the seconds it took."""
-    print(f"\n$ python {script}.py {' '.join(overrides)}", flush=True)
-    cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    config._set_parent(cfg)  # pyright: ignore[reportPrivateUsage]
-    start = time.perf_counter()
-    plain = OmegaConf.to_container(config, resolve=True)
-    result = TASKS[script](**instantiate(plain, _convert_="all"), config=plain)
-    return result, time.perf_counter() - start
 
 
 def main() -> None:
@@ -61,36 +40,35 @@ def main() -> None:
     sources: dict[str, Path] = {}
     seconds = {"full": 0.0}
     rows = []
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        for name in ("tldr", "random"):
-            sources[name] = home / name
-            overrides = [f"selector={name}", "compression=0.75", f"data.size={given.size}", f"out={home / name}"]
-            training = [f"training.max_steps={given.scorer_steps}", f"training.batch_size={given.batch_size}"]
-            subsets[name], seconds[name] = command("select", *overrides, *training, *always)
-            ledger = json.loads((home / name / "ledger.json").read_text())
-            stages |= {f"{name}: {stage['name']}": stage["seconds"] for stage in ledger}
-        sources["full"] = cache / "pools" / subsets["tldr"].provenance["pool"]
-        subsets["full"] = pool = Pairs.open(sources["full"])
+    for name in ("tldr", "random"):
+        sources[name] = home / name
+        overrides = [f"selector={name}", "compression=0.75", f"data.size={given.size}", f"out={home / name}"]
+        training = [f"training.max_steps={given.scorer_steps}", f"training.batch_size={given.batch_size}"]
+        subsets[name], seconds[name] = command("select", *overrides, *training, *always)
+        ledger = json.loads((home / name / "ledger.json").read_text())
+        stages |= {f"{name}: {stage['name']}": stage["seconds"] for stage in ledger}
+    sources["full"] = cache / "pools" / subsets["tldr"].provenance["pool"]
+    subsets["full"] = pool = Pairs.open(sources["full"])
 
-        for name in ("full", "random", "tldr"):
-            checkpoint = home / name / given.model
-            overrides = [f"model={given.model}", f"pairs={sources[name]}", f"out={checkpoint}"]
-            training = [f"max_steps={given.steps}", f"batch_size={given.batch_size}"]
-            _, train_seconds = command("train", *overrides, *training, *always)
-            overrides = [f"checkpoint={checkpoint}", "data=shapes_eval", f"cache={cache}", "logger=none"]
-            numbers, evaluate_seconds = command("evaluate", *overrides)
-            stages |= {f"{name}: train": train_seconds, f"{name}: evaluate": evaluate_seconds}
-            rows.append(
-                {
-                    "name": name,
-                    "pairs": len(subsets[name]),
-                    "steps": given.steps,
-                    "seconds": round(seconds[name] + train_seconds, 1),
-                    "tr@1": round(numbers["retrieval/tr@1"], 2),
-                    "ir@1": round(numbers["retrieval/ir@1"], 2),
-                    **planted(pool, pool.rows_of(subsets[name].uids.to_pylist())),
-                }
-            )
+    for name in ("full", "random", "tldr"):
+        checkpoint = home / name / given.model
+        overrides = [f"model={given.model}", f"pairs={sources[name]}", f"out={checkpoint}"]
+        training = [f"max_steps={given.steps}", f"batch_size={given.batch_size}"]
+        _, train_seconds = command("train", *overrides, *training, *always)
+        overrides = [f"checkpoint={checkpoint}", "data=shapes_eval", f"cache={cache}", "logger=none"]
+        numbers, evaluate_seconds = command("evaluate", *overrides)
+        stages |= {f"{name}: train": train_seconds, f"{name}: evaluate": evaluate_seconds}
+        rows.append(
+            {
+                "name": name,
+                "pairs": len(subsets[name]),
+                "steps": given.steps,
+                "seconds": round(seconds[name] + train_seconds, 1),
+                "tr@1": round(numbers["retrieval/tr@1"], 2),
+                "ir@1": round(numbers["retrieval/ir@1"], 2),
+                **planted(pool, pool.rows_of(subsets[name].uids.to_pylist())),
+            }
+        )
     total = round(time.perf_counter() - start, 1)
     stages = {name: round(taken, 1) for name, taken in stages.items()}
     write_json(out / "results.json", {"rows": rows, "seconds_total": total, "stages": stages, "seed": given.seed})

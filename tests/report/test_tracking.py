@@ -19,6 +19,7 @@ from tldr.data.loading import PairsData
 from tldr.report.tracking import (
     CaptionTable,
     artifact_name,
+    csv_logger,
     finish,
     log_file_artifact,
     log_pairs_artifact,
@@ -167,6 +168,17 @@ def test_without_wandb_nothing_happens(pool, decisions, tmp_path):
         use_pairs_artifact(experiment, pool, tmp_path / "none", name="a", type="pool")
         log_file_artifact(experiment, tmp_path / "none", name="a", type="model")
     wandb.finish()
+
+
+def test_csv_keeps_the_numbers_of_every_run(pool, decisions, tmp_path):
+    for loss in (2.0, 1.0):
+        logger: Any = csv_logger(name="a", job_type="train", save_dir=tmp_path)
+        logger.log_hyperparams({"seed": 0})
+        log_selection(logger.experiment, pool, decisions, facts=FACTS)
+        logger.log_metrics({"train/lm": loss}, step=3)
+        finish(logger)
+    files = sorted(tmp_path.glob("csv/version_*/metrics.csv"))
+    assert [file.read_text().split() for file in files] == [["step,train/lm", f"3,{loss}"] for loss in (2.0, 1.0)]
 
 
 def test_wandb_is_not_imported_before_there_is_a_run(pool, decisions, monkeypatch):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import lightning as L
 import numpy as np
 import pyarrow as pa
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Subset
@@ -39,6 +40,11 @@ _PICTURE = 256  # pixels of the longer side
 def no_logger(**_: Any) -> Logger:
     """A logger that keeps nothing; takes the arguments of any other."""
     return DummyLogger()
+
+
+def csv_logger(*, save_dir: str | Path, **_: Any) -> Logger:
+    """A logger that writes ``save_dir/csv/version_<n>/metrics.csv``, every run its own."""
+    return CSVLogger(save_dir, name="csv")
 
 
 def finish(logger: Logger) -> None:

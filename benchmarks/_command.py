@@ -1,0 +1,45 @@
+"""The project's commands, run in this process: what every benchmark that trains something is made of."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from tldr.data.pool import read_pool
+from tldr.pairs import Pairs
+from tldr.tasks import evaluate, select, train
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+TASKS: dict[str, Any] = {"select": select.run, "train": train.run, "evaluate": evaluate.run}
+
+
+def command(script: str, *overrides: str) -> tuple[Any, float]:
+    """What ``python script.py overrides`` does; its result, and the seconds it took."""
+    print(f"\n$ python {script}.py {' '.join(overrides)}", flush=True)
+    cfg = composed(script, *overrides)
+    HydraConfig.instance().set_config(cfg)
+    config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    config._set_parent(cfg)  # pyright: ignore[reportPrivateUsage]
+    start = time.perf_counter()
+    plain = OmegaConf.to_container(config, resolve=True)
+    result = TASKS[script](**instantiate(plain, _convert_="all"), config=plain)
+    return result, time.perf_counter() - start
+
+
+def read(*overrides: str) -> Pairs:
+    """The pairs that the scripts would read for ``data=...``, their pictures not looked at."""
+    return read_pool(instantiate(composed("train", *overrides).data), verify="none").pairs
+
+
+def composed(script: str, *overrides: str) -> DictConfig:
+    """The configuration of a script, with Hydra's own."""
+    if not GlobalHydra.instance().is_initialized():
+        initialize_config_dir(str(CONF), version_base="1.3")
+    return compose(script, overrides=list(overrides), return_hydra_config=True)

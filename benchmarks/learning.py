@@ -1,0 +1,171 @@
+"""Do the models learn? Pre-train each, give it heads, measure every downstream task that it can do, beside chance.
+
+For each data set: BLIP, ViLT, CLIP, the captioner and the VQ-VLM are trained on its training pairs without the planted
+noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and evaluated on held-out pictures; models of
+`cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. Every result is kept in
+--out: run again, only what is missing is computed. Prints one table, and writes it as Markdown and JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from _command import command, read
+
+from tldr.atomic import atomic_path, write_json
+from tldr.metric.answer import accuracy
+from tldr.metric.caption import score_captions
+from tldr.pairs import Pairs
+
+DATA = ("shapes", "cifar_scenes")
+TASKS = {  # of each model: what it can do without a head
+    "blip": ("retrieval", "captioning"),
+    "vilt": ("retrieval",),
+    "clip": ("retrieval",),
+    "captioner": ("captioning",),
+    "vqvlm": ("captioning",),
+}
+STEPS = {"blip": 600, "vilt": 800, "clip": 400, "captioner": 800, "vqvlm": 800}
+BATCH = {"blip": 64, "vilt": 64}
+COLUMNS = {
+    "retrieval/tr@1": "TR@1", "retrieval/ir@1": "IR@1", "captioning/cider": "CIDEr", "nlvr2/accuracy": "NLVR",
+    "vqa/accuracy": "VQA", "zeroshot/top1": "zero-shot CIFAR-10",
+}  # fmt: skip
+EDGE = 20  # steps over which a loss is averaged at either end
+
+
+def main() -> None:
+    """Run it; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
+    parser.add_argument("--models", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--size", type=int, default=16_000, help="pairs of every training split")
+    parser.add_argument("--eval-images", type=int, default=200, help="held-out pictures, and questions")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps")
+    parser.add_argument("--head-steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
+    given = parser.parse_args()
+
+    sizes = [f"data.size={given.size}", f"data.eval_images={given.eval_images}"]
+    rows = []
+    for data in given.data:
+        chance = kept(given.out / data / "chance.json", lambda data=data: chances(data, sizes, given.seed))
+        rows += [{"data": data, "model": "chance", **chance}]
+        for model in given.models:
+            bench = Bench(data, model, sizes, given)
+            rows.append({"data": data, "model": model, **kept(bench.home / "row.json", bench.row)})
+    table = markdown(rows)
+    write_json(given.out / "results.json", {"rows": rows, "settings": vars(given)})
+    with atomic_path(given.out / "results.md") as temporary:
+        temporary.write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n\nwrote {given.out / 'results.json'} and results.md")
+
+
+class Bench:
+    """One model on one data set: its training, its heads, its numbers."""
+
+    def __init__(self, data: str, model: str, sizes: list[str], given: argparse.Namespace) -> None:
+        self.data, self.model, self.given = data, model, given
+        self.home: Path = given.out / data / model
+        self.always = [f"cache={given.out / 'cache'}", *sizes]
+
+    def row(self) -> dict[str, float]:
+        """Every number of the model, and what its training did."""
+        steps, batch = max(2, round(STEPS[self.model] * self.given.share)), BATCH.get(self.model, 128)
+        clean = ["data.mismatched=0", "data.duplicates=0"]
+        seconds = self.train(self.model, self.home, steps, f"batch_size={batch}", *clean)
+        first, last = loss_of(self.home)
+        numbers = {"steps": steps, "seconds": seconds, "first loss": first, "last loss": last}
+        for task in TASKS[self.model]:
+            numbers |= self.evaluate(task, self.home, f"data={self.data}_eval")
+        for head, split in (("nlvr2", "nlvr2_train"), ("vqa", "vqa_train")):
+            home = self.home / head
+            options = [f"model.backbone={self.home}", f"data.split={split}", "batch_size=64"]
+            numbers["seconds"] += self.train(head, home, self.given.head_steps, *options)
+            numbers |= self.evaluate(head, home, f"data={self.data}_eval")
+        if self.data == "cifar_scenes" and "retrieval" in TASKS[self.model]:
+            numbers |= self.evaluate("zeroshot", self.home, "data=cifar10")
+        return {key: value for key, value in numbers.items() if key in COLUMNS or "/" not in key}
+
+    def train(self, model: str, out: Path, steps: int, *options: str) -> float:
+        """What ``train.py`` does; its seconds. Heads and models have the same seed."""
+        fixed = [f"model={model}", f"data={self.data}", f"out={out}", f"max_steps={steps}", f"seed={self.given.seed}"]
+        return command("train", *fixed, "logger=csv", "checkpoint_every=0", *self.always, *options)[1]
+
+    def evaluate(self, task: str, checkpoint: Path, *options: str) -> dict[str, float]:
+        """What ``evaluate.py`` finds. Caption metrics do without Java, so that every machine has the same."""
+        captions = ["evaluator.captioning.tokenizer=simple", "evaluator.captioning.metrics=[bleu,cider]"]
+        sizes = self.always if task != "zeroshot" else self.always[:1]
+        fixed = [f"evaluator={task}", f"checkpoint={checkpoint}", "logger=none", *sizes]
+        return command("evaluate", *fixed, *options, *(captions if task == "captioning" else []))[0]
+
+
+def kept(file: Path, compute: Any) -> dict[str, float]:
+    """What ``compute`` gives, from ``file`` if it is there."""
+    if not file.is_file():
+        write_json(file, compute())
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def loss_of(folder: Path) -> tuple[float, float]:
+    """The training loss over the first and the last steps that were logged."""
+    file = max(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
+    with file.open(encoding="utf-8", newline="") as lines:
+        found = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(lines) if row["loss"]]
+    last = max(step for step, _ in found)
+    begin, end = [loss for step, loss in found if step < EDGE], [loss for step, loss in found if step > last - EDGE]
+    return fmean(begin), fmean(end)
+
+
+def chances(data: str, sizes: list[str], seed: int) -> dict[str, float]:
+    """What knowing nothing of the picture gives: a random order; another picture's caption; the commoner label; of
+    every question, the answer that it had most often in training."""
+
+    def pairs(split: str) -> Pairs:
+        return read(f"data={data}", f"data.split={split}", *sizes)
+
+    captions = defaultdict(list)
+    for image, caption in zip(pairs("eval").images.to_pylist(), pairs("eval").captions.to_pylist(), strict=True):
+        captions[image].append(caption)
+    own = list(captions.values())
+    order = np.random.default_rng(seed).permutation(len(own))
+    strangers = [own[other][0] for other in order[np.argsort(np.roll(order, 1))]]  # nobody's own
+    cider = score_captions(strangers, own, metrics=["cider"], tokenizer="simple").overall["cider"]
+    true = float(np.mean(pairs("nlvr2").column("label")))
+    asked: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in pairs("vqa_train").table.select(["caption", "answers"]).to_pylist():
+        asked[row["caption"]].update(row["answers"])
+        asked[""].update(row["answers"])
+    blind = [
+        accuracy((asked.get(row["caption"]) or asked[""]).most_common(1)[0][0], row["answers"])
+        for row in pairs("vqa").table.select(["caption", "answers"]).to_pylist()
+    ]
+    recall = 100 / len(own)
+    numbers = {"retrieval/tr@1": recall, "retrieval/ir@1": recall, "captioning/cider": cider}
+    numbers |= {"nlvr2/accuracy": 100 * max(true, 1 - true), "vqa/accuracy": 100 * fmean(blind)}
+    return numbers | ({"zeroshot/top1": 10.0} if data == "cifar_scenes" else {})
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table."""
+    head = ["data", "model", "steps", "seconds", "loss, first to last", *COLUMNS.values()]
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    for row in rows:
+        loss = f"{row['first loss']:.2f} to {row['last loss']:.2f}" if "last loss" in row else ""
+        told = [f"{row[key]:,.0f}" if key in row else "" for key in ("steps", "seconds")]
+        lines.append(
+            [row["data"], row["model"], *told, loss, *(f"{row[key]:.1f}" if key in row else "" for key in COLUMNS)]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    main()
