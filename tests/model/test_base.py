@@ -1,6 +1,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -85,7 +86,7 @@ def test_loading_asks_nobody_for_pretrained_weights(tmp_path, monkeypatch):
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()))
 
 
-def small(kind: type[Model] = Clip, **more) -> Model:
+def small(kind: Any = Clip, **more) -> Model:
     return kind(
         tokenizer=Tokenizer.learn(["a cat", "a dog"]).json,
         image={"backbone": "conv_stem", "image_size": 32, "width": 8, "depth": 1, "heads": 2},
@@ -123,7 +124,7 @@ def test_what_a_run_needs_to_go_on_travels(tmp_path):
 def test_compiling_changes_neither_names_nor_numbers():
     torch.manual_seed(0)
     model = small().eval()
-    batch = {"images": torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8), "captions": ["a cat", "a dog"]}
+    batch: Any = {"images": torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8), "captions": ["a cat", "a dog"]}
     expected, names = model.losses(batch)["itc"], list(model.state_dict())
     assert model.compile_networks(backend="eager") == 2
     assert list(model.state_dict()) == names

@@ -48,7 +48,7 @@ def make_batch(captions=CAPTIONS, ids=None, seed: int = 0) -> Batch:
 def plain_batch(times: int = 1) -> Batch:
     """Three pictures of one colour, as their captions say, some ``times`` each."""
     colours = torch.tensor([[255, 0, 0], [0, 0, 255], [0, 255, 0]], dtype=torch.uint8)
-    batch = make_batch(["a red disc", "a blue star on the left", "a green disc"] * times, [0, 1, 2] * times)
+    batch = make_batch(["a red disc", "blue on the left", "green star"] * times, [0, 1, 2] * times)
     return Batch(**{**batch, "images": colours[:, :, None, None].repeat(times, 1, 32, 32)})
 
 
@@ -83,8 +83,8 @@ def batch():
 @pytest.fixture(scope="module")
 def trained():
     """It knows the pairs of `plain_batch` by heart."""
-    model = build(wpa=0.0, masked=0.4, paired=True, optimizer={"lr": 3e-3, "warmup_steps": 5})
-    fit(model, steps=90, batch=plain_batch(times=4))
+    model = build(wpa=1.0, masked=0.4, optimizer={"lr": 3e-3, "warmup_steps": 5})
+    fit(model, steps=100, batch=plain_batch(times=4))
     return model.eval()
 
 
@@ -166,22 +166,6 @@ def test_pairs_that_belong_together_are_not_swapped(monkeypatch):
     assert share == 0.3
 
 
-@torch.no_grad()
-def test_paired_captions_are_judged_with_both_pictures(monkeypatch):
-    """With their own, and, where there is one, with a wrong one."""
-    batch, other = make_batch(ids=[0, 1, 2, 3, 4, 5]), torch.tensor([3, 1, 4, 0, 2, 0])
-    matched = torch.tensor([0, 1, 0, 0, 0, 0]).bool()
-    monkeypatch.setattr(vilt, "swap_pictures", lambda positive, share: (other, matched) if share == 1 else None)
-    model = build(paired=True).eval()
-    losses = model.losses(batch)
-    tokens = model.image_tokens(batch["images"])
-    right, wrong = model.match(tokens, CAPTIONS), model.match(tokens[other], CAPTIONS)
-    expected = (F.softplus(-right).sum() + F.softplus(torch.where(matched, -wrong, wrong)).sum()) / 12
-    torch.testing.assert_close(losses["itm"], expected)
-    again = build(wpa=0.2, paired=True).eval().losses(batch)
-    torch.testing.assert_close(again["wpa"], 2 * losses["wpa"])
-
-
 def test_special_tokens_are_no_words(monkeypatch, batch):
     """None is guessed, none is put in a word's place."""
     model, chosen = build(masked=1.0), []
@@ -221,13 +205,13 @@ def test_bfloat16_autocast_trains():
 
 @torch.no_grad()
 def test_it_learns_three_pairs_by_heart(trained):
-    """It tells the right pictures from the wrong, and what colour the picture has that hides in the caption."""
+    """It tells the right pictures from the wrong, and which colour hides in the caption."""
     batch = plain_batch()
     tokens, captions = trained.image_tokens(batch["images"]), batch["captions"]
     odds = torch.stack([trained.match(tokens, [caption] * 3) for caption in captions])
     assert torch.equal(odds > 0, torch.eye(3, dtype=torch.bool))
     texts, mask = trained._tokenize(captions)
-    hidden = trained.tokenizer.words(captions, max_length=14) == 1
+    hidden = trained.tokenizer.words(captions, max_length=14) == torch.tensor([[1], [0], [0]])
     words, _ = trained.network(tokens, texts.masked_fill(hidden, trained.tokenizer.mask), mask)
     assert torch.equal(trained.network.text.logits(words[hidden]).argmax(1), texts[hidden])
 

@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import timm
@@ -103,7 +104,7 @@ def groups(module: nn.Module, **options) -> dict[str, dict]:
 class Towers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.image = timm.create_model("test_vit", num_classes=0)
+        self.image: Any = timm.create_model("test_vit", num_classes=0)
         self.text = TextTransformer(9, width=8, depth=3, heads=2, max_length=5)
         self.head = nn.Linear(8, 2)
 
@@ -133,6 +134,13 @@ def test_early_layers_learn_more_slowly():
 def test_a_tower_may_be_the_whole_module():
     assert depth_scales(["words.weight", "layers.0.x", "layers.1.x", "head.weight"], 0.5) == {
         "words.weight": 0.125, "layers.0.x": 0.25, "layers.1.x": 0.5, "head.weight": 1,
+    }  # fmt: skip
+
+
+def test_words_may_enter_the_pictures_tower():
+    """ViLT: one transformer; the words only look themselves up elsewhere."""
+    assert depth_scales(["net.vit.blocks.0.x", "net.vit.norm.x", "net.text.words.weight", "net.text.norm.x"], 0.5) == {
+        "net.vit.blocks.0.x": 0.5, "net.vit.norm.x": 1, "net.text.words.weight": 0.25, "net.text.norm.x": 0.25,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The order of training: shuffled batches that can begin anywhere.
 
-Epoch e shows all pairs in a permutation that is a function of (seed, e); batch b of the run is a slice of it. So where a
-run is, is one number, the batches it has taken, and a resumed run takes the next one. Several processes take
+Epoch e shows all pairs in a permutation, a function of (seed, e); a batch is a slice of it. So the place of a run
+is one number, the batches it has taken, and a resumed run takes the next one. Several processes take
 neighbouring slices: together they see what one process with their batches put together would see. Augmentation draws
 from a generator that is set anew for every sample, from (seed, number of the draw): neither workers nor what else the
 run draws have a part in it.

@@ -7,27 +7,33 @@ Loading runs no pickled code (``weights_only``)."""
 from __future__ import annotations
 
 import importlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import lightning as L
 import torch
 from torch import Tensor, nn
 
 from tldr.data.loading import Batch
+from tldr.nn.optimizer import adamw
+from tldr.nn.resize import resized
+from tldr.nn.text import TextTransformer
+from tldr.nn.vision import ImageEncoder
 
-_CLASS_KEY = "tldr_class"
+_CLASS_KEY, _TRANSIENT_KEY = "tldr_class", "tldr_transient"
 
 
 class Model(L.LightningModule, ABC):
     """A model that learns from batches of pairs. A subclass calls `save_hyperparameters` first, then defines `losses`.
 
-    ``optimizer``: lr, weight_decay, betas, warmup_steps, schedule (``cosine`` to ``min_lr`` over the run, or
-    ``constant``)."""
+    ``optimizer`` holds the arguments of `tldr.nn.optimizer.adamw`: lr, weight_decay, warmup_steps, schedule, ..."""
 
+    columns: tuple[str, ...] = ()  # of the pairs, which the losses read beyond image and caption
+    learns_tokenizer: ClassVar[bool] = True  # False: built without one, as a head whose backbone has its own
+    head_names: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of parameters that ``head_lr_scale`` is for
+    compiled: ClassVar[tuple[type[nn.Module], ...]] = (ImageEncoder, TextTransformer)  # networks worth compiling
     image_size: int
 
     def __init__(self, *, optimizer: Mapping[str, Any]) -> None:
@@ -40,6 +46,9 @@ class Model(L.LightningModule, ABC):
 
     def prepare(self, captions: Sequence[str]) -> None:
         """Learn from the corpus before training begins, where a model does so (a codebook from keywords)."""
+
+    def prepare_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Learn from the pairs' extra ``columns`` before training begins, where a model does so (VQA's answers)."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses and log each."""
@@ -55,44 +64,48 @@ class Model(L.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """AdamW; the learning rate changes every step."""
-        return adamw(self, total_steps=int(self.trainer.estimated_stepping_batches), **self.optimizer_arguments)
+        steps = int(self.trainer.estimated_stepping_batches)
+        return adamw(self, total_steps=steps, heads=self.head_names, **self.optimizer_arguments)
+
+    def compile_networks(self, **options: Any) -> int:
+        """Compile the networks in place, with ``options`` of torch.compile; their number. Names of parameters stay."""
+        found = [part for part in self.modules() if isinstance(part, self.compiled)]
+        # A text transformer alone has a dozen ways to run: roles, lengths, training or not. Beyond 8 torch gives up.
+        torch._dynamo.config.recompile_limit = 64  # pyright: ignore[reportAttributeAccessIssue,reportPrivateUsage]
+        for part in found:
+            part.compile(**options)
+        return len(found)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Name the class, for `load_model`."""
-        checkpoint[_CLASS_KEY] = f"{type(self).__module__}.{type(self).__qualname__}"
+        """Name the class, for `load_model`; keep what parts hold in ``transient``, a list of tensors that a run needs
+        to go on and a finished model does not."""
+        checkpoint[_CLASS_KEY] = _name_of(self)
+        held = {name: getattr(part, "transient", []) for name, part in self.named_modules()}
+        checkpoint[_TRANSIENT_KEY] = {name: list(tensors) for name, tensors in held.items() if tensors}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give parts back what they held."""
+        for name, tensors in checkpoint.get(_TRANSIENT_KEY, {}).items():
+            vars(self.get_submodule(name))["transient"] = [tensor.to(self.device) for tensor in tensors]
 
 
-def adamw(
-    module: nn.Module,
-    *,
-    total_steps: int,
-    lr: float,
-    weight_decay: float = 0.05,
-    betas: Sequence[float] = (0.9, 0.98),
-    warmup_steps: int = 0,
-    min_lr: float = 0.0,
-    schedule: str = "cosine",
-) -> dict[str, Any]:
-    """AdamW without weight decay on norms, biases and other vectors; linear warm-up, then ``schedule``."""
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"optimizer.schedule={schedule!r}; choose from cosine, constant")
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def describe(model: Model) -> dict[str, Any]:
+    """``class``, a dotted name, and ``arguments``: what `build` needs to make such a model, without its weights."""
+    return {"class": _name_of(model), "arguments": dict(model.hparams)}
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        if schedule == "constant":
-            return 1.0
-        done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return min_lr / lr + (1 - min_lr / lr) * (1 + math.cos(math.pi * done)) / 2
 
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+def build(description: Mapping[str, Any]) -> Model:
+    """The model that `describe` told of, its weights not loaded. Raises ValueError where that is none of ours."""
+    name, arguments = description.get("class"), dict(description.get("arguments") or {})
+    module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    if not module.startswith("tldr.model."):
+        raise ValueError(f"{name!r} is no class of tldr.model")
+    found = getattr(importlib.import_module(module), attribute, None)
+    if not (isinstance(found, type) and issubclass(found, Model)):
+        raise ValueError(f"{name!r} is no class of tldr.model")
+    if isinstance(arguments.get("image"), Mapping):  # whoever has a description has the weights: no download
+        arguments["image"] = {**arguments["image"], "pretrained": False}
+    return found(**arguments)
 
 
 def load_model(path: str | Path) -> Model:
@@ -109,10 +122,24 @@ def load_model(path: str | Path) -> Model:
     name = checkpoint.get(_CLASS_KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(name, str) or not name.startswith("tldr.model."):
         raise ValueError(f"{file} is not a checkpoint of tldr's (it names no class of tldr.model)")
-    module, _, attribute = name.rpartition(".")
-    arguments = dict(checkpoint["hyper_parameters"])
-    if "image" in arguments:  # the weights are in the checkpoint: no download
-        arguments["image"] = {**arguments["image"], "pretrained": False}
-    model = getattr(importlib.import_module(module), attribute)(**arguments)
+    model = build({"class": name, "arguments": checkpoint["hyper_parameters"]})
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval()
+
+
+def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, Any]) -> Model:
+    """The model of a checkpoint of ours, or the one that `describe` told of, which then begins at random. ``image`` has
+    changes of its image encoder's arguments; for pictures of another size its positions are interpolated."""
+    trained = None if isinstance(backbone, Mapping) else load_model(backbone)
+    description = describe(trained) if trained is not None else dict(cast(Mapping[str, Any], backbone))
+    arguments = dict(description.get("arguments") or {})
+    if not image:
+        return trained or build(description)
+    model = build({**description, "arguments": {**arguments, "image": {**arguments["image"], **image}}})
+    if trained is not None:
+        model.load_state_dict(resized(trained.state_dict(), model))
+    return model
+
+
+def _name_of(model: Model) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -90,9 +90,10 @@ class Clip(Model):
         return F.normalize(self.text_projection(by_length(lengths, pool)), dim=-1)
 
     def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
-        """(B, 3, H, W) and B captions -> (B, 3 E): both embeddings and their product, for heads. ``place`` of several
-        pictures makes no difference to CLIP."""
-        image, text = self.embed_images(images), self.embed_texts(captions)
+        """(B, 3, H, W) and B captions -> (B, 3 E): both embeddings and their product, for heads, of entries about 1 (a
+        product of unit vectors would be too small to be seen). ``place`` of several pictures makes no difference."""
+        wide = (self.joint_width / 3) ** 0.5
+        image, text = wide * self.embed_images(images), wide * self.embed_texts(captions)
         return torch.cat([image, text, image * text], 1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -46,8 +46,8 @@ def adamw(
 ) -> dict[str, Any]:
     """AdamW and its scheduler, stepped every optimiser step, as Lightning takes them.
 
-    ``warmup_steps`` below 1 is a share of the ``total_steps``. ``head_lr_scale`` multiplies the rate of parameters whose
-    names begin with one of ``heads``. Raises ValueError naming the option and its choices.
+    ``warmup_steps`` below 1 is a share of the ``total_steps``. ``head_lr_scale`` multiplies the rate of parameters
+    whose names begin with one of ``heads``. Raises ValueError naming the option and its choices.
     """
     factor = rate(
         schedule,
@@ -111,29 +111,24 @@ def depth_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
     """For every parameter's name, layer_decay ** (layers above it in its tower).
 
     A tower is what has ``blocks`` or ``layers``. What enters its first layer lies below all of them, what leaves its
-    last one above; so does everything outside of towers.
+    last one above; so does everything outside of towers, but words and patches that enter the only one.
     """
     names = list(names)
-    found = {name: _LAYER.match(name) for name in names}
     depth: dict[str, int] = {}
-    for match in filter(None, found.values()):
+    for match in filter(None, map(_LAYER.match, names)):
         tower = match["tower"] or ""
         depth[tower] = max(depth.get(tower, 0), int(match["number"]) + 1)
-    scales = {}
-    for name, match in found.items():
-        below = 0
+    with_words = {name.partition("words.")[0] for name in names if name.endswith("words.weight")}
+
+    def below(name: str) -> int:
+        match = _LAYER.match(name)
         if match:
-            below = depth[match["tower"] or ""] - int(match["number"])
-        else:
-            for tower, layers in depth.items():
-                inside = name.removeprefix(f"{tower}.") if tower else name
-                first = inside.split(".")[0]
-                if inside != name or not tower:
-                    enters = first in _BOTTOM or (first == "norm" and _has(names, tower, "words"))  # BERT's first norm
-                    below = max(below, layers + 1 if enters else 0)
-        scales[name] = layer_decay**below
-    return scales
+            return depth[match["tower"] or ""] - int(match["number"])
+        first_norm = any(name.startswith(f"{start}norm.") for start in with_words)  # BERT's, over the embeddings
+        if not first_norm and not _BOTTOM & set(name.split(".")):
+            return 0
+        towers = [tower for tower in depth if not tower or name.startswith(f"{tower}.")]
+        towers = towers or (list(depth) if len(depth) == 1 else [])
+        return max((depth[tower] + 1 for tower in towers), default=0)
 
-
-def _has(names: Sequence[str], tower: str, part: str) -> bool:
-    return any(name.startswith(f"{tower}.{part}." if tower else f"{part}.") for name in names)
+    return {name: layer_decay ** below(name) for name in names}

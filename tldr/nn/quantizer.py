@@ -63,7 +63,7 @@ class Quantizer(nn.Module):
             kmeans_init=False,
         )
         self.register_buffer("active", torch.tensor(False))
-        self._seen: list[Tensor] = []
+        self.transient: list[Tensor] = []  # tokens seen: a checkpoint to go on from keeps them (`tldr.model.base`)
 
     @property
     def codebook(self) -> Tensor:
@@ -84,14 +84,14 @@ class Quantizer(nn.Module):
         if self.active:
             return False
         if step > self.after - _COLLECT:
-            self._seen.append(tokens.detach().flatten(0, 1).float())
+            self.transient.append(tokens.detach().flatten(0, 1).float())
         return step >= self.after
 
     @torch.no_grad()
     def initialise(self, keywords: Tensor | None = None) -> None:
         """Set the codes from the tokens that were observed and, for ``init=keywords``, (M, D) text embeddings."""
-        seen, fair = torch.cat(self._seen), len(self._seen[-1]) / self.codebook_size
-        self._seen = []
+        seen, fair = torch.cat(self.transient), len(self.transient[-1]) / self.codebook_size
+        self.transient = []
         if self.init == "keywords":
             if keywords is None or len(keywords) == 0:
                 raise ValueError("quantizer.init=keywords, but no keywords were found: choose kmeans or random")

@@ -5,22 +5,23 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import pyarrow as pa
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar
 from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path
 from tldr.data.loading import PairsData
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
 from tldr.pairs import Pairs
+from tldr.tasks.begin import Beginning
+from tldr.tasks.resume import LAST, RollingCheckpoint, find_last, save_whole
 
 CORPUS = 2_000_000  # captions that a tokenizer and keywords are learned from
 CACHED_PICTURES = 1 << 30  # bytes of decoded pictures that are kept in memory rather than decoded again every epoch
@@ -71,6 +72,13 @@ def fit(
     num_workers: int = 0,
     tokenizer: str | None = None,
     vocab_size: int = 8192,
+    image_size: int | None = None,
+    init_from: str | Path | Sequence[str | Path] | None = None,
+    ema: float | None = None,
+    compile: bool = False,
+    resume: bool = False,
+    checkpoint_every: int = 0,
+    identity: Mapping[str, Any] | None = None,
     logger: Logger | None = None,
     callbacks: Sequence[L.Callback] = (),
 ) -> tuple[Model, Path]:
@@ -78,12 +86,23 @@ def fit(
 
     ``model`` builds the module from a tokenizer, ``trainer`` the Trainer from steps, logger and callbacks.
     ``tokenizer`` names a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
+    ``init_from`` names checkpoints, ours or Hugging Face's, to begin from: what they fix of the architecture, and their
+    tokenizer, stand in for what ``model`` has. ``ema`` is the decay of averaged weights, which are then the result.
+
+    Every ``checkpoint_every`` steps (0: never) ``folder/last.ckpt`` is written, from which ``resume`` goes on if that
+    run had the same ``identity``; without one it begins at the beginning. Raises ValueError naming what differs.
     """
+    identity = {} if identity is None else identity
+    last = find_last(folder, identity) if resume else None
     L.seed_everything(seed, workers=True, verbose=False)
     sample = np.linspace(0, len(pairs) - 1, min(len(pairs), CORPUS)).astype(np.int64)
     captions = pairs.captions.take(pa.array(sample)).to_pylist()
-    tokens = Tokenizer.pretrained(tokenizer) if tokenizer else Tokenizer.learn(captions, vocab_size=vocab_size)
-    module = model(tokenizer=tokens.json)
+    beginning = Beginning(model, init_from, image_size=image_size)
+    text = beginning.tokenizer
+    if text is None and beginning.learns_tokenizer:
+        tokens = Tokenizer.pretrained(tokenizer) if tokenizer else Tokenizer.learn(captions, vocab_size=vocab_size)
+        text = tokens.json
+    module = beginning.build(text)
     module.prepare(captions)
     size = module.image_size
     data = PairsData(
@@ -94,17 +113,33 @@ def fit(
         cache=augment == "none" and num_workers == 0 and len(pairs) * 3 * size * size <= CACHED_PICTURES,
         num_workers=num_workers,
         seed=seed,
+        columns=module.columns,
     )
+    read = {name: pairs.table[name].take(pa.array(sample)).to_pylist() for name in data.dataset.columns}
+    module.prepare_columns(read)
     if getattr(trainer, "keywords", {}).get("enable_progress_bar", True):
         callbacks = [*callbacks, StepBar()]
     run = trainer(
         max_steps=max_steps,
         logger=logger or False,
-        callbacks=list(callbacks),
-        log_every_n_steps=max(1, min(10, len(pairs) // batch_size)),
+        callbacks=[*callbacks, RollingCheckpoint(folder, every=checkpoint_every, identity=identity)],
+        enable_checkpointing=True,  # by our callback; Lightning's own is then not added
+        log_every_n_steps=max(1, min(10, max_steps, len(pairs) // batch_size)),
+        use_distributed_sampler=False,  # the batches divide themselves
     )
-    run.fit(module, data)
+    if ema is not None:
+        if not 0 < ema < 1:
+            raise ValueError(f"ema={ema}; take a decay such as 0.999, or null for none")
+        # Buffers are not averaged: a queue's, a codebook's and BatchNorm's numbers mean nothing half-way.
+        averaging = EMAWeightAveraging(device=run.strategy.root_device, use_buffers=False, decay=ema)
+        run.callbacks.insert(0, averaging)  # pyright: ignore[reportAttributeAccessIssue]
+    if compile:
+        module.compile_networks()
+    if last is None and run.is_global_zero:
+        (folder / LAST).unlink(missing_ok=True)  # of an earlier run, which this one replaces
+    run.fit(module, data, ckpt_path=last, weights_only=True)
     file = folder / "model.ckpt"
-    with atomic_path(file) as temporary:
-        run.save_checkpoint(temporary, weights_only=True)
+    save_whole(run, file, weights_only=True)
+    if run.is_global_zero:
+        (folder / LAST).unlink(missing_ok=True)
     return module.eval(), file

@@ -1,5 +1,6 @@
 """The model that scores a pool: a checkpoint that is given, or a captioner trained on the pool itself (the paper's
-step 1), once: what was trained for the same pool in the same way before is taken from the cache."""
+step 1), once: what was trained for the same pool in the same way before is taken from the cache; what was killed while
+training goes on."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from tldr.pairs import Pairs
 from tldr.signal.extract import extract, fingerprint
 from tldr.signal.store import Signals
 from tldr.tasks.fit import fit
+from tldr.tasks.resume import LAST
 
 
 def pick_device(device: str) -> torch.device:
@@ -47,7 +49,7 @@ def find_scorer(
     """The scorer and its checkpoint. ``training`` holds `fit`'s arguments: max_steps, batch_size, ..."""
     if checkpoint is not None:
         return load_model(checkpoint), Path(checkpoint)
-    recipe = [model.func.__qualname__, model.keywords, dict(training), seed, pool.hash]
+    recipe = [model.func.__qualname__, model.keywords, {**training, "checkpoint_every": 0}, seed, pool.hash]
     key = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = cache / "scorers" / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +59,8 @@ def find_scorer(
         if not stage.cached:
             print(f"no checkpoint given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
             _, file = fit(
-                pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger,
-                callbacks=callbacks, **training)  # fmt: skip
+                pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger, callbacks=callbacks,
+                resume=(folder / LAST).exists(), identity={"scorer": key}, **training)  # fmt: skip
             stage.images = int(training["max_steps"]) * int(training["batch_size"])
     return load_model(file), file
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 import tldr
 from tldr.atomic import write_json
 from tldr.data.base import Reader
 from tldr.data.pool import Verify
 from tldr.ledger import Ledger
-from tldr.model.base import Model
+from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
 from tldr.report.tracking import CaptionTable, artifact_name, finish, log_file_artifact, use_pairs_artifact
 from tldr.tasks.fit import fit
 from tldr.tasks.pool import open_pool
+from tldr.tasks.resume import find_finished, identity_of
 
 
 def run(
@@ -41,10 +43,22 @@ def run(
     vocab_size: int = 8192,
     verify: Verify = "decode",
     max_bad_fraction: float = 0.1,
+    image_size: int | None = None,
+    init_from: str | Path | Sequence[str | Path] | None = None,
+    ema: float | None = None,
+    compile: bool = False,
+    export: bool | str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: int = 1000,
     caption_table_every: int = 500,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train on ``pairs`` (a folder of `select.py`'s), or on the pool that ``data`` reads; return the checkpoint."""
+    """Train on ``pairs`` (a folder of `select.py`'s), or on the pool that ``data`` reads; return the checkpoint.
+
+    `tldr.tasks.fit` tells what the options do. ``export`` also writes a Hugging Face folder: True into ``huggingface``
+    beside the checkpoint, or where it says. With ``resume``, a run that was killed goes on, and one that has ended
+    is left alone.
+    """
     source = Path("outputs", names["data"], "full") if pairs is None else Path(pairs)
     home = source.parent if source.suffix == ".arrow" else source
     folder = Path(out) if out else home / f"{names['model']}-s{seed}" / names.get("overrides", "")
@@ -56,6 +70,12 @@ def run(
         ).pairs
     else:
         subset = Pairs.open(pairs)
+    identity = identity_of(config or {}, subset.hash)
+    if resume and (finished := find_finished(folder, identity)):
+        print(f"this run has ended before; resume=true has nothing to do\nwrote {finished}")
+        if export:
+            write_export(load_model(finished), folder, export)
+        return finished
     title = "-".join([names["model"], *home.parts[-2:], f"s{seed}"])
     tracker = logger(name=title, job_type="train", save_dir=folder)
     tracker.log_hyperparams(dict(config or {}))
@@ -66,13 +86,17 @@ def run(
     with ledger.stage("train") as stage:
         module, checkpoint = fit(
             subset, model=model, trainer=trainer, folder=folder, max_steps=max_steps, batch_size=batch_size, seed=seed,
-            augment=augment, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size, logger=tracker,
+            augment=augment, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size,
+            image_size=image_size, init_from=init_from, ema=ema, compile=compile,
+            resume=resume, checkpoint_every=checkpoint_every, identity=identity, logger=tracker,
             callbacks=[CaptionTable(every_n_steps=caption_table_every)] if hasattr(model.func, "generate") else [],
         )  # fmt: skip
         stage.images = max_steps * batch_size
+    if getattr(rank_zero_only, "rank", 0) != 0:  # the first process tells
+        return checkpoint
     provenance = {
         "pairs": subset.hash, "count": len(subset), "steps": max_steps, "seed": seed, "version": tldr.__version__,
-        "model": type(module).__name__, "config": dict(config or {}),
+        "model": type(module).__name__, "identity": identity, "config": dict(config or {}),
     }  # fmt: skip
     write_json(folder / "provenance.json", provenance)
     ledger.write(folder)
@@ -80,5 +104,14 @@ def run(
     finish(tracker)
     print(f"trained {type(module).__name__} for {max_steps} steps on {len(subset)} pairs in {ledger.seconds:.0f} s")
     print(f"wrote {checkpoint}")
+    if export:
+        write_export(module, folder, export)
     print(f"next: python evaluate.py checkpoint={folder} evaluator=retrieval data=...")
     return checkpoint
+
+
+def write_export(module: Model, folder: Path, export: bool | str | Path) -> None:
+    """A Hugging Face folder of the model, which `transformers` opens."""
+    from tldr.hub.checkpoint import export as write  # here: who does not ask for it needs no transformers
+
+    print(f"wrote {write(module, folder / 'huggingface' if export is True else Path(str(export)))} for transformers")

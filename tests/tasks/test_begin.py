@@ -1,0 +1,54 @@
+from functools import partial
+
+import pytest
+import torch
+
+from tldr.data.tokenizer import Tokenizer
+from tldr.model.blip import Blip
+from tldr.model.captioner import Captioner
+from tldr.model.clip import Clip
+from tldr.tasks.begin import Beginning
+
+IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
+TEXT = {"width": 16, "depth": 1, "heads": 2, "max_length": 48}
+OTHER = {"image": {**IMAGE, "width": 8, "drop_path": 0.1}, "text": {**TEXT, "depth": 2, "max_length": 12}}
+OPTIMIZER = {"lr": 1e-3}
+
+
+def test_the_configured_model_is_built_where_there_is_no_source():
+    beginning = Beginning(partial(Clip, image=IMAGE, text=TEXT, optimizer=OPTIMIZER), image_size=64)
+    assert beginning.tokenizer is None
+    module = beginning.build(Tokenizer.learn(["a"]).json)
+    assert module.image_size == 64
+    assert module.hparams["image"] == {**IMAGE, "image_size": 64}
+    assert module.hparams["text"] == TEXT
+
+
+def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint, tiny_vqvlm, capsys):
+    beginning = Beginning(partial(Captioner, **OTHER, optimizer=OPTIMIZER), tiny_checkpoint)
+    assert beginning.tokenizer == tiny_vqvlm.tokenizer.json
+    module = beginning.build(beginning.tokenizer)
+    assert module.hparams["image"] == {**tiny_vqvlm.hparams["image"], "drop_path": 0.1, "pretrained": False}
+    assert module.hparams["text"] == {**tiny_vqvlm.hparams["text"], "max_length": 12}
+    assert module.hparams["optimizer"] == OPTIMIZER
+    mine, theirs = module.state_dict(), tiny_vqvlm.state_dict()
+    assert [name for name in mine if "positions" not in name and not torch.equal(mine[name], theirs[name])] == []
+    assert "arrays for Captioner" in capsys.readouterr().out
+
+
+def test_a_tower_of_another_model_begins_and_the_rest_is_named(tiny_checkpoint, tiny_vqvlm, capsys):
+    beginning = Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER, queue_size=0), tiny_checkpoint, image_size=64)
+    module = beginning.build(beginning.tokenizer)
+    assert module.image_size == 64  # positions of 32 pixels were interpolated
+    mine = module.state_dict()
+    assert torch.equal(mine["encoders.image.vit.norm.weight"], tiny_vqvlm.state_dict()["image_encoder.vit.norm.weight"])
+    said = capsys.readouterr().out.partition("beginning anew: ")[2]
+    assert "matcher.weight" in said
+    assert "encoders.image.vit" not in said
+
+
+def test_a_picture_size_needs_a_tower(tiny_checkpoint):
+    with pytest.raises(ValueError, match=r"image_size=64, but Blip has no image tower"):
+        Beginning(partial(Blip, text=TEXT), image_size=64)
+    with pytest.raises(ValueError, match="nowhere"):
+        Beginning(partial(Clip, **OTHER, optimizer=OPTIMIZER), [tiny_checkpoint, tiny_checkpoint / "nowhere"])

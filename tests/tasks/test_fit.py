@@ -1,0 +1,49 @@
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from tldr.model.blip import Blip
+from tldr.model.clip import Clip
+from tldr.tasks.fit import fit
+
+VIT = {"backbone": "vit", "image_size": 32, "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
+TEXT = {"width": 16, "depth": 1, "heads": 2, "max_length": 48}
+TOWERS = {"image": VIT, "text": TEXT, "optimizer": {"lr": 1e-2, "schedule": "constant"}}
+CLIP = partial(Clip, **TOWERS)
+CPU = partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+
+
+def train(pairs, folder: Path, model: Any = CLIP, **options) -> dict[str, torch.Tensor]:
+    fit(pairs, model=model, trainer=CPU, folder=folder, **{"batch_size": 32, "seed": 0, "vocab_size": 200, **options})
+    return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_result_is_the_average(tiny_pool, tmp_path):
+    one, two, three = (train(tiny_pool, tmp_path, max_steps=steps) for steps in (1, 2, 3))
+    found = train(tiny_pool, tmp_path, max_steps=3, ema=0.75)
+    for name in one:
+        if one[name].is_floating_point():
+            expected = 0.75 * (0.75 * one[name] + 0.25 * two[name]) + 0.25 * three[name]
+            torch.testing.assert_close(found[name], expected, msg=name)
+    with pytest.raises(ValueError, match=r"ema=1\.5; take a decay"):
+        train(tiny_pool, tmp_path, max_steps=1, ema=1.5)
+
+
+def test_buffers_are_those_of_the_last_step(tiny_pool, tmp_path):
+    """Half of a queue's picture numbers are no picture numbers."""
+    model = partial(Blip, **TOWERS, embed_dim=16, queue_size=64)
+    plain, averaged = (train(tiny_pool, tmp_path, model, max_steps=3, ema=ema) for ema in (None, 0.75))
+    assert torch.equal(averaged["queue.added"], plain["queue.added"])
+    assert torch.equal(averaged["queue.ids"], plain["queue.ids"])
+
+
+def test_a_column_that_the_losses_need_is_asked_for(tiny_pool, tmp_path):
+    class Asking(Clip):
+        columns = ("label",)
+
+    with pytest.raises(ValueError, match=r"these pairs have no column label; they have uid"):
+        train(tiny_pool, tmp_path, partial(Asking, **TOWERS), max_steps=1)

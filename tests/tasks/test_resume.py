@@ -1,0 +1,205 @@
+"""A killed run goes on, and ends with the bits of one that nobody disturbed. The kill is real: this file is also the
+script of a process that ends itself by SIGKILL."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from tldr.data.shapes import Shapes
+from tldr.ledger import Ledger
+from tldr.model.base import load_model
+from tldr.model.blip import Blip
+from tldr.model.captioner import Captioner
+from tldr.pairs import Pairs
+from tldr.report.tracking import no_logger
+from tldr.tasks.fit import fit
+from tldr.tasks.resume import find_last, identity_of, random_state, set_random_state
+from tldr.tasks.scorer import find_scorer
+from tldr.tasks.train import run as train_task
+
+ROOT = Path(__file__).parents[2]
+IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
+TEXT = {"width": 16, "depth": 1, "heads": 2, "max_length": 48, "dropout": 0.1}  # dropout: torch's generator matters
+OPTIMIZER = {"lr": 3e-3, "warmup_steps": 3, "schedule": "cosine"}
+TOWERS = {"image": IMAGE, "text": TEXT, "optimizer": OPTIMIZER}
+CASES = {  # 400 pairs in batches of 32: an epoch has 12; name: (model, options of fit, of the Trainer)
+    # 30 steps are two epochs and a half; the teacher, the queue and averaged weights go on, and so do augmentations.
+    "blip": (
+        partial(Blip, **TOWERS, embed_dim=16, queue_size=64, momentum=0.9),
+        {"max_steps": 30, "augment": "randaugment", "ema": 0.9, "checkpoint_every": 4},
+        {},
+    ),
+    # The codebook begins after step 20, from what it has seen since step 13: the kill comes between.
+    "vqvlm": (
+        partial(Captioner, **TOWERS, quantizer={"codebook_size": 16, "after": 20, "init": "random"}),
+        {"max_steps": 30, "augment": "crop", "num_workers": 2, "checkpoint_every": 17},
+        {},
+    ),
+    # Two batches a step: 12 steps are two epochs.
+    "accumulated": (
+        partial(Captioner, **TOWERS),
+        {"max_steps": 15, "checkpoint_every": 6},
+        {"accumulate_grad_batches": 2},
+    ),
+}
+
+
+class Kill(L.Callback):
+    """After some steps, end the process as `kill -9` does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def train(name: str, pairs: Pairs, folder: Path, **more) -> dict[str, torch.Tensor]:
+    model, options, training = CASES[name]
+    trainer = partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, **training)
+    fit(
+        pairs, model=model, trainer=trainer, folder=folder, batch_size=32, seed=3, vocab_size=200,
+        **{"identity": {"case": name}, **options, **more},
+    )  # fmt: skip
+    return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
+
+
+def killed(name: str, pairs: Pairs, folder: Path, step: int) -> None:
+    """Run the case in another process, which dies at ``step``."""
+    folder.mkdir()
+    words = [name, pairs.write(folder / "pairs.arrow"), folder, step, torch.get_num_threads()]
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr[-4000:]
+    assert (folder / "last.ckpt").is_file()
+    assert not (folder / "model.ckpt").exists()
+
+
+@pytest.mark.parametrize(("name", "step"), [("blip", 22), ("vqvlm", 19), ("accumulated", 14)])
+def test_a_killed_run_ends_with_the_same_bits(name, step, tiny_pool, tmp_path, capsys):
+    expected = train(name, tiny_pool, tmp_path)
+    killed(name, tiny_pool, tmp_path / "killed", step)
+    found = train(name, tiny_pool, tmp_path / "killed", resume=True)
+    assert f"after step {CASES[name][1]['checkpoint_every'] * (step // CASES[name][1]['checkpoint_every'])}" in (
+        capsys.readouterr().out
+    )
+    assert list(found) == list(expected)
+    assert [key for key in found if not torch.equal(found[key], expected[key])] == []
+    assert not (tmp_path / "killed" / "last.ckpt").exists()
+    assert load_model(tmp_path / "killed").hparams == load_model(tmp_path).hparams
+
+
+def test_the_data_order_matters_to_the_bits(tiny_pool, tmp_path):
+    """Or the test above would prove little."""
+    one = train("accumulated", tiny_pool, tmp_path, max_steps=3)
+    other = train("accumulated", tiny_pool.take(np.arange(1, 400)), tmp_path, max_steps=3)
+    assert not all(torch.equal(one[key], other[key]) for key in one if one[key].shape == other[key].shape)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path):
+    killed("accumulated", tiny_pool, tmp_path / "killed", 8)
+    with pytest.raises(ValueError, match=r"last\.ckpt is of another run: case was 'accumulated' and is now 'x'; lr "):
+        train("accumulated", tiny_pool, tmp_path / "killed", resume=True, identity={"case": "x", "lr": 1})
+    assert (tmp_path / "killed" / "last.ckpt").is_file()
+    train("accumulated", tiny_pool, tmp_path / "killed", max_steps=2)  # without resume it begins anew
+    assert not (tmp_path / "killed" / "last.ckpt").exists()
+
+
+def test_nothing_to_resume_is_said(tmp_path, capsys):
+    assert find_last(tmp_path, {}) is None
+    assert "there is no" in capsys.readouterr().out
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint to go on from"):
+        find_last(tmp_path, {})
+
+
+def test_all_generators_are_restored():
+    before = random_state()
+    drawn = random.random(), np.random.rand(), torch.rand(1)
+    set_random_state(json.loads(json.dumps(before, default=torch.Tensor.tolist), object_hook=tensors))
+    assert (random.random(), np.random.rand(), torch.rand(1)) == drawn
+
+
+def tensors(state):
+    state["numpy"][1], state["torch"] = torch.tensor(state["numpy"][1]), torch.tensor(state["torch"], dtype=torch.uint8)
+    return state
+
+
+def test_identity_is_what_decides_the_weights():
+    config = {"model": {"image": {"width": 3}, "optimizer": {}}, "data": {"size": 4}, "out": "x", "seed": 0}
+    config["trainer"] = {"precision": "bf16-mixed", "enable_progress_bar": True}
+    assert identity_of(config, "ab") == {
+        "model.image.width": 3, "model.optimizer": {}, "seed": 0, "trainer.precision": "bf16-mixed", "pairs": "ab",
+    }  # fmt: skip
+
+
+def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys):
+    """By the task of `train.py`: it begins where there is nothing, and knows a result of its own from another's."""
+    pool, folder = tiny_pool.write(tmp_path / "pool"), tmp_path / "out"
+    options = {"max_steps": 2, "batch_size": 32, "seed": 0, "vocab_size": 200, "image_size": 64}
+    ask = partial(
+        train_task,
+        data=Shapes(tmp_path),
+        model=partial(Blip, **{**TOWERS, "image": {**IMAGE, "backbone": "vit"}}, queue_size=0),
+        trainer=partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False),
+        logger=no_logger,
+        names={"data": "shapes", "model": "blip"},
+        cache=tmp_path / "cache",
+        pairs=pool.parent,
+        out=folder,
+        resume=True,
+        **options,
+    )
+    file = ask(config={**options, "out": "here"})
+    said = capsys.readouterr().out
+    assert f"there is no {folder / 'last.ckpt'}: beginning at the beginning" in said
+    assert "trained Blip" in said
+    before = file.stat().st_mtime_ns
+    assert ask(config={**options, "out": "there"}) == file
+    assert "has ended before; resume=true has nothing to do" in capsys.readouterr().out
+    assert file.stat().st_mtime_ns == before
+    ask(config=options, export=True)  # of what is there already
+    assert list((folder / "huggingface").glob("**/config.json"))
+    with pytest.raises(ValueError, match=r"model\.ckpt is of another run: max_steps was 2 and is now 3"):
+        ask(config={**options, "max_steps": 3})
+    assert load_model(folder).image_size == 64
+
+
+class Fail(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 8:
+            raise OSError("the disk is full")
+
+
+def test_a_scorer_goes_on_by_itself(tiny_pool, tmp_path, capsys):
+    training = {"max_steps": 10, "batch_size": 32, "vocab_size": 200, "checkpoint_every": 3}
+    find = partial(
+        find_scorer, tiny_pool, checkpoint=None, model=partial(Captioner, **TOWERS), seed=0, ledger=Ledger(),
+        trainer=partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False),
+        logger=None,
+    )  # fmt: skip
+    expected, _ = find(training=training, cache=tmp_path / "one")
+    with pytest.raises(OSError, match="full"):
+        find(training=training, cache=tmp_path / "two", callbacks=[Fail()])
+    found, file = find(training={**training, "checkpoint_every": 4}, cache=tmp_path / "two")
+    assert "last.ckpt, after step 6" in capsys.readouterr().out
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert not (file.parent / "last.ckpt").exists()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[5]))
+    train(sys.argv[1], Pairs.open(sys.argv[2]), Path(sys.argv[3]), callbacks=[Kill(int(sys.argv[4]))])

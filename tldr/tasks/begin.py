@@ -1,0 +1,91 @@
+"""Where a model begins: at random, or from checkpoints that are ours or the ecosystem's (``init_from``).
+
+A checkpoint fixes part of the architecture: its arguments stand in for the configured ones, so that
+``model=blip init_from=Salesforce/blip-itm-base-coco`` has BLIP's sizes whatever ``conf/`` says. Several checkpoints
+fill several towers: ``init_from=[bert-base-uncased, timm/vit_base_patch16_224.augreg_in21k]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tldr.model.base import Model
+
+TRAINING = ("dropout", "drop_path", "gradient_checkpointing")  # how a tower is trained, whatever it began from
+
+
+class Beginning:
+    """How to build a model (``model`` is a partial of its class) from ``init_from``, with pictures of ``image_size``
+    (None: as configured, or as the checkpoint has them)."""
+
+    def __init__(
+        self,
+        model: Callable[..., Model],
+        init_from: str | Path | Sequence[str | Path] | None = None,
+        *,
+        image_size: int | None = None,
+    ) -> None:
+        self.model = model
+        kind: Any = getattr(model, "func", model)
+        self.learns_tokenizer: bool = getattr(kind, "learns_tokenizer", True)
+        several = [init_from] if isinstance(init_from, str | Path) else list(init_from or [])
+        self.sources = []
+        if several:
+            from tldr.hub.checkpoint import read  # here: who begins at random needs no transformers
+
+            self.sources = [(str(source), read(source, kind.__name__)) for source in several]
+        given: Mapping[str, Any] = getattr(model, "keywords", {})
+        self.changes: dict[str, Any] = {}
+        fixed = {key for _, weights in self.sources for key in weights.arguments}
+        for _, weights in self.sources:
+            self.changes = _merged(self.changes, weights.arguments)
+            if "image" in weights.arguments:  # no download of what is replaced
+                self.changes = _merged(self.changes, {"image": {"pretrained": False}})
+        if image_size is not None:
+            if "image" not in given and "image" not in self.changes:
+                raise ValueError(
+                    f"image_size={image_size}, but {kind.__name__} has no image tower of its own to resize"
+                )
+            self.changes = _merged(self.changes, {"image": {"image_size": image_size}})
+        for key, value in self.changes.items():
+            configured = given.get(key)
+            if isinstance(value, Mapping) and isinstance(configured, Mapping):
+                # A source's tower replaces the configured one; image_size alone only changes it.
+                base = configured if key not in fixed else {k: v for k, v in configured.items() if k == "max_length"}
+                own = {k: v for k, v in configured.items() if k in TRAINING}
+                if "max_length" in configured and "max_length" in value:  # positions can be cut, not invented
+                    own["max_length"] = min(configured["max_length"], value["max_length"])
+                self.changes[key] = {**base, **value, **own}
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The first that a source brings, as JSON."""
+        return next((weights.tokenizer for _, weights in self.sources if weights.tokenizer), None)
+
+    def build(self, tokenizer: str | None) -> Model:
+        """The model with the sources' weights in it; says what they leave to chance."""
+        module = self.model(**self.changes) if tokenizer is None else self.model(**self.changes, tokenizer=tokenizer)
+        if not self.sources:
+            return module
+        from tldr.hub.checkpoint import initialise
+
+        left: list[str] | None = None
+        for source, weights in self.sources:
+            fresh = initialise(module, weights)
+            print(f"{source}: {len(weights.state)} arrays for {type(module).__name__}")
+            left = fresh if left is None else [name for name in left if name in set(fresh)]
+        if left:
+            print(f"beginning anew: {', '.join(sorted(left))}")
+        return module
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """``other`` over ``one``, group by group."""
+    merged = dict(one)
+    for key, value in other.items():
+        before = merged.get(key)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[key] = {**before, **value} if both else value  # pyright: ignore[reportGeneralTypeIssues]
+    return merged

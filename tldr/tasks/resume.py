@@ -1,0 +1,159 @@
+"""A run that is killed goes on where it was: ``train.py ... resume=true``.
+
+Every so many steps ``last.ckpt`` is written beside where the result will be, whole or not at all. Weights, optimiser,
+scheduler, averaged weights, queues and codebooks are in it by Lightning's doing, the place in the order of the data by
+`PairsData`'s; here the states of the random generators are added, and what the run was asked for: another run's
+checkpoint is refused. On the CPU the resumed run ends with the same bits as one that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+
+LAST = "last.ckpt"
+# What a run may be asked for otherwise when it goes on: it moves no weight (the pairs are known by their hash).
+FREE = (
+    "data", "pairs", "out", "cache", "logger", "names", "verify", "max_bad_fraction", "num_workers", "resume",
+    "checkpoint_every", "caption_table_every", "export", "trainer.enable_progress_bar", "trainer.enable_model_summary",
+    "trainer.enable_checkpointing", "trainer.logger", "trainer.log_every_n_steps",
+)  # fmt: skip
+
+
+class RollingCheckpoint(Checkpoint):
+    """Write ``folder/last.ckpt`` every ``every`` steps (0: never), in place of the one before; restore from it the
+    random states. ``identity`` is what the run was asked for.
+
+    Lightning's ModelCheckpoint keeps no random states, writes by way of the machine's temporary folder, which may be
+    another disk (then a kill leaves half a file), and warns of a folder that is not empty."""
+
+    def __init__(self, folder: Path, *, every: int, identity: Mapping[str, Any]) -> None:
+        if every < 0:
+            raise ValueError(f"checkpoint_every={every}; take a number of steps, or 0 for no checkpoints")
+        self.file, self.every, self.identity = folder / LAST, every, dict(identity)
+        self._saved = 0  # the step of the last one: with accumulated gradients, several batches share a step
+        self._restored: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A resumed run has what it began from."""
+        self._saved = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restore the random states: here, after all preparations, which draw from them too."""
+        if self._restored is not None:
+            set_random_state(self._restored)
+            self._restored = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write where it is time."""
+        step = trainer.global_step
+        if self.every and step % self.every == 0 and self._saved < step < trainer.max_steps:
+            self._saved = step
+            save_whole(trainer, self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The identity, and every process's random states."""
+        state = random_state()
+        states = [state]
+        if dist.is_available() and dist.is_initialized():
+            states = [None] * dist.get_world_size()
+            dist.all_gather_object(states, state)
+        return {"identity": json.dumps(self.identity, default=str), "random": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember this process's random states until the first batch."""
+        states = state_dict["random"]
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        self._restored = states[min(rank, len(states) - 1)]
+
+
+def save_whole(trainer: L.Trainer, file: Path, *, weights_only: bool = False) -> None:
+    """``trainer.save_checkpoint``, whole or not at all. Every process calls it, the first one writes."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    trainer.save_checkpoint(temporary, weights_only=weights_only)  # all processes wait for each other in it
+    if trainer.is_global_zero:
+        temporary.replace(file)
+    trainer.strategy.barrier("save_whole")
+
+
+def random_state() -> dict[str, Any]:
+    """The states of Python's, numpy's, torch's and every GPU's generator, as plain values and tensors."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Put back what `random_state` gave."""
+    version, internal, following = state["python"]
+    random.setstate((version, tuple(internal), following))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
+    for device, cuda in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(cuda.cpu(), device)
+
+
+def identity_of(config: Mapping[str, Any], pairs: str) -> dict[str, Any]:
+    """What decides the weights of a run: its config, flat, without what is `FREE`, and the hash of its pairs."""
+    flat = {key: value for key, value in _flat(config) if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+    return {**flat, "pairs": pairs}
+
+
+def check_identity(found: Mapping[str, Any], asked: Mapping[str, Any], file: Path) -> None:
+    """Raises ValueError naming what differs between the run that ``file`` is of, and the one asked for."""
+    found, asked = json.loads(json.dumps(found, default=str)), json.loads(json.dumps(asked, default=str))
+    keys = sorted({*found, *asked})
+    differing = [key for key in keys if found.get(key) != asked.get(key)]
+    if differing:
+        told = "; ".join(f"{key} was {found.get(key)!r} and is now {asked.get(key)!r}" for key in differing)
+        raise ValueError(f"{file} is of another run: {told}. Ask for the same, or for another folder: out=...")
+
+
+def find_finished(folder: Path, identity: Mapping[str, Any]) -> Path | None:
+    """The result, if the run has ended. Raises ValueError where it is another run's."""
+    file, told = folder / "model.ckpt", folder / "provenance.json"
+    if (folder / LAST).exists() or not (file.is_file() and told.is_file()):
+        return None
+    check_identity(json.loads(told.read_text(encoding="utf-8")).get("identity", {}), identity, file)
+    return file
+
+
+def find_last(folder: Path, identity: Mapping[str, Any]) -> Path | None:
+    """The checkpoint to go on from, if there is one; says which. Raises ValueError where it is another run's."""
+    file = folder / LAST
+    if not file.exists():
+        print(f"resume=true, but there is no {file}: beginning at the beginning")
+        return None
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    state = checkpoint.get("callbacks", {}).get(RollingCheckpoint.__qualname__)
+    if state is None:
+        raise ValueError(f"{file} is not a checkpoint to go on from; remove it, or give another folder: out=...")
+    check_identity(json.loads(state["identity"]), identity, file)
+    print(f"going on from {file}, after step {checkpoint['global_step']}")
+    return file
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
