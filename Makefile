@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+WORKERS ?= 2
 
 # Else pyright asks the network for a newer one.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -11,7 +12,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 help:  ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  With ARGS='...' for more arguments, PYTHON=python3.12 for another Python."
+	@echo "  With ARGS='...' for more arguments, PYTHON=python3.12 for another Python, WORKERS=8 for faster tests."
 
 install: $(STAMP)  ## Build .venv (the others do it by themselves)
 
@@ -20,8 +21,9 @@ quickstart: $(STAMP)  ## See the idea work: reduce the embedded data by 75 %, tr
 
 test: export WANDB_MODE := offline
 test: export HF_HUB_OFFLINE := 1
+test: export OMP_NUM_THREADS := 1
 test: lint  ## Lint, then run the tests (ARGS='-k pairs' for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)  ## Check style (ruff) and types (pyright)
 	$(BIN)/ruff check

@@ -136,8 +136,9 @@ def test_the_joint_feature_is_both_and_their_product(batch):
     joint = model.joint(batch["images"], batch["captions"])
     assert joint.shape == (B, model.joint_width)
     image, text, product = joint.chunk(3, 1)
-    torch.testing.assert_close(image, model.embed_images(batch["images"]))
-    torch.testing.assert_close(text, model.embed_texts(batch["captions"]))
+    unit = image.shape[1] ** 0.5  # a unit vector's entries are about 1 / sqrt(E)
+    torch.testing.assert_close(image, unit * model.embed_images(batch["images"]))
+    torch.testing.assert_close(text, unit * model.embed_texts(batch["captions"]))
     torch.testing.assert_close(product, image * text)
     joint.sum().backward()
     assert model.image_projection.weight.grad is not None

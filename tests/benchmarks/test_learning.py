@@ -1,0 +1,35 @@
+"""The benchmark of learning, tiny: every number it promises is there. What the numbers are, the benchmark shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+WORDS = "--data shapes --models clip captioner --size 200 --eval-images 8 --share 0.005 --head-steps 2 --out out"
+
+
+def test_a_row_for_every_model_beside_chance(tmp_path):
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, ROOT / "benchmarks" / "learning.py", *WORDS.split()], cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    said = run()
+    rows = {row["model"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]}
+    assert list(rows) == ["chance", "clip", "captioner"]
+    assert rows["chance"]["retrieval/tr@1"] == rows["chance"]["retrieval/ir@1"] == 12.5  # one of eight pictures
+    assert rows["chance"]["nlvr2/accuracy"] == 50
+    assert 0 < rows["chance"]["vqa/accuracy"] < 100
+    for model, task in (("clip", "retrieval/tr@1"), ("captioner", "captioning/cider")):
+        assert {task, "nlvr2/accuracy", "vqa/accuracy", "first loss", "last loss"} <= set(rows[model])
+    assert "captioning/cider" not in rows["clip"]
+    assert "| shapes | clip | 2 |" in (tmp_path / "out" / "results.md").read_text()
+    assert said.count("$ python train.py") == 6
+    assert run().count("$ python") == 0  # what is there is not computed again
