@@ -10,7 +10,7 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
@@ -127,17 +127,41 @@ def load_model(path: str | Path) -> Model:
     return model.eval()
 
 
+@runtime_checkable
+class Joint(Protocol):
+    """What the backbone of a head offers: a feature of picture and text together, of width J."""
+
+    joint_width: int
+
+    def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
+        """(B, 3, H, W) and B texts -> (B, J)."""
+        ...
+
+
+@runtime_checkable
+class Taught(Protocol):
+    """What a model has that learned from a teacher."""
+
+    def keep_student(self) -> None:
+        """Forget the teacher."""
+        ...
+
+
 def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, Any]) -> Model:
     """The model of a checkpoint of ours, or the one that `describe` told of, which then begins at random. ``image`` has
-    changes of its image encoder's arguments; for pictures of another size its positions are interpolated."""
+    changes of its image encoder's arguments; for pictures of another size its positions are interpolated. A
+    teacher is forgotten."""
     trained = None if isinstance(backbone, Mapping) else load_model(backbone)
     description = describe(trained) if trained is not None else dict(cast(Mapping[str, Any], backbone))
     arguments = dict(description.get("arguments") or {})
-    if not image:
-        return trained or build(description)
-    model = build({**description, "arguments": {**arguments, "image": {**arguments["image"], **image}}})
-    if trained is not None:
-        model.load_state_dict(resized(trained.state_dict(), model))
+    if image:
+        model = build({**description, "arguments": {**arguments, "image": {**arguments["image"], **image}}})
+        if trained is not None:
+            model.load_state_dict(resized(trained.state_dict(), model))
+    else:
+        model = trained or build(description)
+    if isinstance(model, Taught):
+        model.keep_student()
     return model
 
 

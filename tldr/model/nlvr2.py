@@ -21,21 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tldr.data.loading import Batch
-from tldr.model.base import Model, describe, open_backbone
+from tldr.model.base import Joint, Model, describe, open_backbone
 from tldr.nn.freeze import freeze_unreached
 
 FUSIONS = ("pair", "twin")
-
-
-@runtime_checkable
-class Joint(Protocol):
-    """What a backbone must offer."""
-
-    joint_width: int
-
-    def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
-        """(B, 3, H, W) and B captions -> (B, J); ``place`` 1 for the second picture of two."""
-        ...
 
 
 @runtime_checkable
@@ -48,15 +37,6 @@ class Twin(Protocol):
 
     def joint_two(self, first: Tensor, second: Tensor, captions: Sequence[str]) -> Tensor:
         """Twice (B, 3, H, W) and B captions -> (B, J)."""
-        ...
-
-
-@runtime_checkable
-class Taught(Protocol):
-    """What a backbone has that learned from a teacher."""
-
-    def keep_student(self) -> None:
-        """Forget the teacher."""
         ...
 
 
@@ -94,8 +74,6 @@ class Nlvr2(Model):
         self.image_size = model.image_size
         if pictures == 1:
             self.columns = ("label",)  # NLVR's files name one picture
-        if isinstance(model, Taught):
-            model.keep_student()
         twin = fusion == "twin" and pictures == 2
         if twin:
             if not isinstance(model, Twin):

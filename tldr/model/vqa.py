@@ -24,23 +24,12 @@ from torch import Tensor, nn
 
 from tldr.data.loading import Batch
 from tldr.metric.answer import accuracy, normalise
-from tldr.model.base import Model, describe, open_backbone
+from tldr.model.base import Joint, Model, describe, open_backbone
 from tldr.nn.answers import answer_nll
 from tldr.nn.freeze import freeze_unreached
 from tldr.nn.text import TextTransformer
 
 MODES = ("classify", "rank")
-
-
-@runtime_checkable
-class Joint(Protocol):
-    """What a backbone must offer for ``mode=classify``."""
-
-    joint_width: int
-
-    def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
-        """(B, 3, H, W) and B texts -> (B, J)."""
-        ...
 
 
 @runtime_checkable
@@ -67,15 +56,6 @@ class Answerer(Protocol):
         decoder: TextTransformer | None = None,
     ) -> list[str]:  # fmt: skip
         """The likeliest answer to each question."""
-        ...
-
-
-@runtime_checkable
-class Taught(Protocol):
-    """What a backbone has that learned from a teacher."""
-
-    def keep_student(self) -> None:
-        """Forget the teacher."""
         ...
 
 
@@ -119,8 +99,6 @@ class Vqa(Model):
         )  # fmt: skip
         self.backbone, self.mode, self.num_answers, self.top_k = model, mode, num_answers, top_k
         self.image_size = model.image_size
-        if isinstance(model, Taught):
-            model.keep_student()
         self.answers: list[str] = []
         self.decoder: TextTransformer | None = None
         self.head: nn.Module | None = None
