@@ -1,1 +1,1 @@
-"""LightningModules: the captioner and VQ-VLM, BLIP, CLIP (floor 3)."""
+"""LightningModules: the captioner and VQ-VLM, BLIP, ViLT, CLIP, and the heads for NLVR2 and VQA (floor 3)."""
