@@ -41,7 +41,7 @@ def test_a_share_that_leaves_none_is_refused():
 def test_a_selector_never_sees_the_truth(pool):
     selector = Given(Selection(np.arange(5), reasons()))
     selector(pool, None, keep=5, seed=0)
-    assert selector.seen == ["uid", "image", "caption"]
+    assert selector.seen == ["uid", "image", "caption", "label"]
 
 
 @pytest.mark.parametrize(

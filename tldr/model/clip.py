@@ -107,10 +107,10 @@ class Clip(Model):
 
     @torch.inference_mode()
     def signals(self, batch: Batch) -> dict[str, Tensor]:
-        """``embedding`` (B, E) of the picture, ``alignment`` (B,) the cosine of picture and caption (the CLIP
-        score)."""
+        """``embedding`` and ``text_embedding`` (B, E) of picture and caption; ``alignment`` (B,) their cosine, the CLIP
+        score."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
-        return {"embedding": image, "alignment": (image * text).sum(1)}
+        return {"embedding": image, "text_embedding": text, "alignment": (image * text).sum(1)}
 
 
 def sigmoid_loss(image: Tensor, all_text: Tensor, scale: Tensor, bias: Tensor, rank: int) -> Tensor:

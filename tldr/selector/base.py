@@ -1,7 +1,7 @@
 """What a selector is: it keeps exactly ``keep`` pairs of a pool, and has a reason for every pair, kept or dropped.
 
 It is deterministic in ``seed`` and, the pool being canonical, independent of the order in which the pairs were found.
-It sees no ``truth_`` column.
+It sees no ``truth_`` column. A `Maker` comes by the same door, but makes new pairs (dataset distillation).
 
 Shapes: N pairs of the pool, n = keep.
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,18 +39,52 @@ class Selection:
         return pa.table({**columns, **{name: v for name, v in self.scores.items() if name != "cluster"}})
 
 
-class Selector(ABC):
-    """A subclass names the signals it ``needs`` and defines `choose`."""
+@dataclass(frozen=True)
+class Target:
+    """What the reduced data are wanted for: its ``pairs``, and their ``signals`` by the models that scored the pool."""
+
+    pairs: Pairs
+    signals: Signals | None
+
+
+class Method:
+    """What selectors and makers have in common: the signals they ``needs`` (``alignment`` of the scorer that
+    ``model=`` names, ``clip.embedding`` of the one that is called so), and the ``target``, a `tldr.data.base.Reader`
+    of the pairs that the data are wanted for, where a method ``needs_target``."""
 
     needs: tuple[str, ...] = ()
+    needs_target: bool = False
+    target: Any = None
 
-    def __call__(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
-        """Keep ``keep`` pairs of ``pool``. Raises ValueError for an impossible ``keep``, or scores that are not
-        finite."""
+    def check(self, pool: Pairs) -> None:
+        """Before any signal is computed: raises ValueError, naming the override to add, where ``pool`` or the
+        configuration lacks what the method needs (a target set, labels)."""
+        if self.needs_target and self.target is None:
+            raise ValueError(
+                f"{type(self).__name__} chooses for a target set; name its data: +data@selector.target=flickr8k "
+                "selector.target.root=..."
+            )
+
+    def _ask(self, pool: Pairs, keep: int, target: Target | None) -> dict[str, Target]:
         if not 0 < keep <= len(pool):
             raise ValueError(f"cannot keep {keep} of {len(pool)} pairs; choose compression inside (0, 1)")
+        if not self.needs_target:
+            return {}
+        assert target is not None, "whoever calls it reads the target set"
+        return {"target": target}
+
+
+class Selector(Method, ABC):
+    """A subclass defines `choose`, with a further argument ``target: Target`` if it ``needs_target``."""
+
+    def __call__(
+        self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, target: Target | None = None
+    ) -> Selection:
+        """Keep ``keep`` pairs of ``pool``. Raises ValueError for an impossible ``keep``, or scores that are not
+        finite."""
+        given = self._ask(pool, keep, target)
         with np.errstate(invalid="ignore"):  # what is not finite is refused below, by its uid
-            selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed)
+            selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed, **given)
         for name, values in selection.scores.items():
             strange = np.flatnonzero(~np.isfinite(values))
             if len(strange):
@@ -61,6 +97,40 @@ class Selector(ABC):
     @abstractmethod
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """The method itself."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """New ``pairs``, whose pictures are in the folder that was given, and for each of the N pairs of the pool, in
+    words, what it gave to them."""
+
+    pairs: Pairs
+    reasons: list[str]
+
+
+class Maker(Method, ABC):
+    """A subclass defines `make`: as many new pairs as are asked for."""
+
+    def __call__(
+        self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, folder: Path, target: Target | None = None
+    ) -> Made:
+        """Make ``keep`` pairs from ``pool``; their pictures are written into ``folder``."""
+        given = self._ask(pool, keep, target)
+        made = self.make(pool.without_truth(), signals, keep=keep, seed=seed, folder=folder, **given)
+        assert len(made.pairs) == keep, "a maker must make exactly `keep` pairs"
+        assert len(made.reasons) == len(pool), "a maker must give a reason for every row"
+        return made
+
+    @abstractmethod
+    def make(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, folder: Path) -> Made:
+        """The method itself."""
+
+
+def best(score: np.ndarray, keep: int) -> tuple[np.ndarray, float]:
+    """The sorted rows (keep,) of the highest ``score`` (N,), ties in the order of the rows, and the lowest among
+    them."""
+    order = np.lexsort((np.arange(len(score)), -score))
+    return np.sort(order[:keep]), float(score[order[keep - 1]])
 
 
 def keep_count(total: int, compression: float) -> int:

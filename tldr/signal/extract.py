@@ -22,7 +22,8 @@ from tldr.pairs import Pairs
 from tldr.signal.store import PART_ROWS, Signals
 
 # How signals are stored; what a model gives beyond these keeps its own type.
-DTYPES: Mapping[str, Any] = {"codes": np.uint16, "embedding": np.float16, "alignment": np.float32, "tokens": np.uint16}
+DTYPES: Mapping[str, Any] = {"codes": np.uint16, "embedding": np.float16, "text_embedding": np.float16,
+                             "alignment": np.float32, "tokens": np.uint16}  # fmt: skip
 
 
 class Scorer(Protocol):

@@ -12,6 +12,7 @@ Shapes: N pairs, R rows of a part.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -103,6 +104,12 @@ class Signals(Mapping[str, Signal]):
     def at(self, rows: np.ndarray) -> Signals:
         """These signals for the sorted ``rows`` of the pool alone."""
         return Signals(self.folder, self.count, rows if self.rows is None else self.rows[rows])
+
+    def derived(self, name: str) -> Path:
+        """A folder for what a selector learns from these signals at a price (experts, say), so that the next job of a
+        sweep finds it; ``name`` should tell all that it depends on beyond them."""
+        narrowed = "" if self.rows is None else f"-{hashlib.blake2b(self.rows.tobytes(), digest_size=8).hexdigest()}"
+        return self.folder / "derived" / f"{name}{narrowed}"
 
     def errors(self) -> dict[int, str]:
         """Pool row -> why its picture could not be decoded; such a row's signals mean nothing."""
