@@ -19,6 +19,7 @@ if __name__ == "select":
     sys.modules["select"] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules["select"])
 else:
+    from pathlib import Path
     from typing import Any
 
     import hydra
@@ -29,9 +30,15 @@ else:
     def main(cfg: DictConfig) -> None:
         """Run the task with what Hydra composed."""
         from tldr.tasks.select import run  # here, so that --help and --cfg need no torch
+        from tldr.tasks.steps import named_steps, plain_folder
+
+        def load(file: Path) -> Any:
+            return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        run(**instantiate(cfg, _convert_="all"), config=config)
+        config["selector"] = named_steps(config["selector"], Path(__file__).parent / "conf" / "selector", load)
+        config["out"] = plain_folder(config["out"])
+        run(**instantiate(config, _convert_="all"), config=config)
 
     if __name__ == "__main__":
         main()

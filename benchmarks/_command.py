@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,38 @@ from omegaconf import DictConfig, OmegaConf
 from tldr.data.pool import read_pool
 from tldr.pairs import Pairs
 from tldr.tasks import evaluate, select, train
+from tldr.tasks.steps import named_steps, plain_folder
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TASKS: dict[str, Any] = {"select": select.run, "train": train.run, "evaluate": evaluate.run}
 
 
-def command(script: str, *overrides: str) -> tuple[Any, float]:
-    """What ``python script.py overrides`` does; its result, and the seconds it took."""
+def command(script: str, *overrides: str, **changed: Callable[[Any], Any]) -> tuple[Any, float]:
+    """What ``python script.py overrides`` does; its result, and the seconds it took. ``changed`` makes another thing of
+    an argument of the task: ``selector=Control`` wraps the selector."""
     print(f"\n$ python {script}.py {' '.join(overrides)}", flush=True)
+    given, plain = arguments(script, *overrides)
+    given |= {name: change(given[name]) for name, change in changed.items()}
+    start = time.perf_counter()
+    result = TASKS[script](**given, config=plain)
+    return result, time.perf_counter() - start
+
+
+def arguments(script: str, *overrides: str) -> tuple[dict[str, Any], Any]:
+    """What ``python script.py overrides`` gives its task, and the configuration as plain values."""
     cfg = composed(script, *overrides)
     HydraConfig.instance().set_config(cfg)
     config = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     config._set_parent(cfg)  # pyright: ignore[reportPrivateUsage]
-    start = time.perf_counter()
-    plain = OmegaConf.to_container(config, resolve=True)
-    result = TASKS[script](**instantiate(plain, _convert_="all"), config=plain)
-    return result, time.perf_counter() - start
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    if script == "select":
+        plain["selector"] = named_steps(plain["selector"], CONF / "selector", _load)
+        plain["out"] = plain_folder(plain["out"])
+    return instantiate(plain, _convert_="all"), plain
+
+
+def _load(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
 
 
 def read(*overrides: str) -> Pairs:

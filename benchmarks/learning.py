@@ -20,6 +20,7 @@ import numpy as np
 from _command import command, read
 
 from tldr.atomic import atomic_path, write_json
+from tldr.data.tokenizer import Tokenizer
 from tldr.metric.answer import accuracy
 from tldr.metric.caption import score_captions
 from tldr.pairs import Pairs
@@ -76,12 +77,13 @@ class Bench:
         self.data, self.model, self.given = data, model, given
         self.home: Path = given.out / data / model
         self.always = [f"cache={given.out / 'cache'}", *sizes]
+        self.tokenizer = f"tokenizer={tokenizer_of(data, sizes, given.out / data / 'tokenizer')}"
 
     def row(self) -> dict[str, float]:
         """Every number of the model, and what its training did."""
         steps, batch = max(2, round(STEPS[self.model] * self.given.share)), BATCH.get(self.model, 128)
         clean = ["data.mismatched=0", "data.duplicates=0"]
-        seconds = self.train(self.model, self.home, steps, f"batch_size={batch}", *clean)
+        seconds = self.train(self.model, self.home, steps, f"batch_size={batch}", self.tokenizer, *clean)
         first, last = loss_of(self.home)
         numbers = {"steps": steps, "seconds": seconds, "first loss": first, "last loss": last}
         for task in TASKS[self.model]:
@@ -108,6 +110,15 @@ class Bench:
         sizes = self.always if task != "zeroshot" else self.always[:1]
         fixed = [f"evaluator={task}", f"checkpoint={checkpoint}", "logger=none", *sizes]
         return command("evaluate", *fixed, *options, *(captions if task == "captioning" else []))[0]
+
+
+def tokenizer_of(data: str, sizes: list[str], folder: Path) -> Path:
+    """Of the words of captions, statements and questions, as a published one would know them; learned once."""
+    if not folder.is_dir():
+        splits = ("train", "nlvr2_train", "vqa_train")
+        texts = [text for split in splits for text in read(f"data={data}", f"data.split={split}", *sizes).captions]
+        Tokenizer.learn(str(text) for text in texts).save(folder)
+    return folder
 
 
 def kept(file: Path, compute: Any) -> dict[str, float]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans
+from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans, quotas, ranks
 
 
 @pytest.fixture
@@ -109,3 +109,43 @@ def test_k_means_learns_from_a_sample_of_many_points(rng):
     points, label = blobs(rng, count=24 * POINTS_PER_CENTROID + 2000)
     cluster, _ = KMeans.fit(points, 24, seed=0).assign(points)
     assert len({(int(a), int(b)) for a, b in zip(cluster, label, strict=True)}) == len(set(cluster)) == 24
+
+
+def test_spherical_centroids_have_length_one(rng):
+    points, _ = blobs(rng)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    centroids = KMeans.fit(points, 6, seed=0, spherical=True).centroids
+    assert np.linalg.norm(centroids, axis=1) == pytest.approx(np.ones(6), abs=1e-5)
+    assert (np.linalg.norm(KMeans.fit(points, 2, seed=0).centroids, axis=1) < 0.9).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_quotas_are_the_least_squares_within_bounds(seed):
+    """No whole numbers are better: to move one from a cluster to another never brings both nearer to what is wanted."""
+    rng = np.random.default_rng(seed)
+    high = rng.integers(1, 60, 12)
+    low = rng.integers(0, high + 1)
+    wanted = rng.dirichlet(np.ones(12)) * 200
+    for total in rng.integers(low.sum(), high.sum() + 1, 10):
+        quota = quotas(wanted, low, high, int(total))
+        assert quota.sum() == total
+        assert ((low <= quota) & (quota <= high)).all()
+        excess = quota - wanted
+        giver, taker = excess[quota > low], excess[quota < high]
+        if len(giver) and len(taker):
+            assert taker.min() - giver.max() >= -1 - 1e-6
+
+
+def test_quotas_give_what_is_wanted_where_they_can():
+    zero, ten = np.zeros(3, int), np.full(3, 10)
+    assert quotas(np.array([2.0, 3, 5]), zero, ten, 10).tolist() == [2, 3, 5]
+    assert quotas(np.array([20.0, 3, 5]), zero, ten, 18).tolist() == [10, 3, 5]
+    assert quotas(np.array([20.0, 3, 5]), zero, ten, 20).tolist() == [10, 4, 6]
+    assert quotas(np.array([0.0, 0, 10]), np.array([2, 2, 0]), ten, 10).tolist() == [2, 2, 6]
+    with pytest.raises(ValueError, match="31 lies outside the bounds, 0 to 30"):
+        quotas(np.ones(3), zero, ten, 31)
+
+
+def test_ranks_are_places_inside_the_cluster():
+    label, merit = np.array([2, 0, 2, 0, 2, 5]), np.array([1.0, 3, 9, 4, 1, 0])
+    assert ranks(label, merit).tolist() == [1, 1, 0, 0, 2, 0]

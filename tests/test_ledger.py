@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from tldr.ledger import Ledger
+from tldr.ledger import Ledger, Meter
 
 
 def test_stages_are_timed_in_order(tmp_path):
@@ -19,8 +19,9 @@ def test_stages_are_timed_in_order(tmp_path):
     assert ledger.seconds == pytest.approx(read.seconds + select.seconds)
     written = json.loads(ledger.write(tmp_path).read_text())
     assert [stage["name"] for stage in written] == ["read", "select"]
-    assert written[0] | {"seconds": 0, "device_seconds": 0} == {
-        "name": "read", "seconds": 0, "device_seconds": 0, "images": 12, "cached": False,
+    assert written[0] | {"seconds": 0, "device_seconds": 0, "made_seconds": 0} == {
+        "name": "read", "seconds": 0, "device_seconds": 0, "images": 12, "cached": False, "flops": 0, "made_seconds": 0,
+        "made_flops": 0,
     }  # fmt: skip
 
 
@@ -50,3 +51,41 @@ def test_a_stage_that_fails_is_on_the_account():
     with pytest.raises(KeyError):
         fail()
     assert ledger.seconds >= 0.01
+
+
+def test_what_is_found_again_tells_what_it_had_cost(tmp_path):
+    first, second = Ledger(), Ledger()
+    with first.stage("scorer", home=tmp_path) as made:
+        made.flops = 7e9
+        time.sleep(0.01)
+    with second.stage("scorer", home=tmp_path) as found:
+        found.cached = True
+    assert (made.made_seconds, made.made_flops) == (made.seconds, 7e9)
+    assert (found.made_seconds, found.made_flops) == (made.seconds, 7e9)
+    assert found.flops == 0
+    with second.stage("elsewhere", home=tmp_path / "other") as unknown:
+        unknown.cached = True
+    assert unknown.made_seconds is unknown.made_flops is None
+
+
+def test_a_result_that_failed_has_no_cost(tmp_path):
+    with pytest.raises(KeyError), Ledger().stage("scorer", home=tmp_path):
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_meter_counts_one_batch_and_multiplies():
+    """A product of (rows, 8) and (8, 5) needs 2 * 8 * 5 FLOPs a row; backward, as much for either factor."""
+    weight, meter = torch.ones(8, 5, requires_grad=True), Meter()
+    for rows in (4, 4, 2):
+        with meter.batch(rows):
+            (torch.ones(rows, 8, requires_grad=True) @ weight).sum().backward()
+    assert meter.flops == 10 * 3 * 2 * 8 * 5
+
+
+def test_the_attention_of_cpus_counts():
+    heads, tokens, width, meter = 2, 16, 8, Meter()
+    query = torch.ones(3, heads, tokens, width)
+    with meter.batch(3), torch.no_grad():
+        torch.nn.functional.scaled_dot_product_attention(query, query, query)
+    assert meter.flops == 3 * heads * 2 * 2 * tokens**2 * width

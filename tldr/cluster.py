@@ -1,5 +1,5 @@
 """Clustering at the scale of web data: principal components and k-means (faiss), learned on a sample, applied in
-chunks.
+chunks; how many to take of each cluster, and places inside it.
 
 Shapes: N rows, D their width, K clusters.
 """
@@ -51,9 +51,11 @@ class KMeans:
     centroids: np.ndarray
 
     @classmethod
-    def fit(cls, sample: np.ndarray, clusters: int, *, seed: int, iterations: int = 20) -> KMeans:
-        """Lloyd's algorithm on (n, D) ``sample``. Raises ValueError for more clusters than rows, or for values that are
-        not finite."""
+    def fit(
+        cls, sample: np.ndarray, clusters: int, *, seed: int, iterations: int = 20, spherical: bool = False
+    ) -> KMeans:
+        """Lloyd's algorithm on (n, D) ``sample``; ``spherical`` keeps the centroids on the unit sphere. Raises
+        ValueError for more clusters than rows, or for values that are not finite."""
         if clusters > len(sample):
             raise ValueError(f"{clusters} clusters asked of {len(sample)} rows")
         sample = np.ascontiguousarray(sample, dtype=np.float32)
@@ -64,6 +66,7 @@ class KMeans:
             clusters,
             niter=iterations,
             seed=seed + 1,  # faiss reads seed 0 as 'the default seed'
+            spherical=spherical,
             min_points_per_centroid=1,  # small pools are legitimate: no warning
             max_points_per_centroid=POINTS_PER_CENTROID,
         )
@@ -74,3 +77,36 @@ class KMeans:
         """(n, D) -> the nearest centroid (n,) int64 and the squared distance to it (n,) float32."""
         distance, cluster = faiss.knn(np.ascontiguousarray(rows, dtype=np.float32), self.centroids, 1)
         return cluster[:, 0], np.maximum(distance[:, 0], 0)
+
+
+def quotas(wanted: np.ndarray, low: np.ndarray, high: np.ndarray, total: int) -> np.ndarray:
+    """(K,) whole numbers between ``low`` and ``high``, ``total`` in all, as near to ``wanted`` (K,) as can be.
+
+    The least squares solution is ``wanted`` plus one constant, clipped at the bounds: water poured until it holds
+    ``total``. What is left by rounding down goes to the largest remainders. Raises ValueError where the bounds exclude
+    ``total``.
+    """
+    if not low.sum() <= total <= high.sum():
+        raise ValueError(f"{total} lies outside the bounds, {low.sum()} to {high.sum()}")
+    below, above = float((low - wanted).min()), float((high - wanted).max())
+    for _ in range(100):  # halvings: to the last bit of a double
+        level = (below + above) / 2
+        if np.clip(wanted + level, low, high).sum() < total:
+            below = level
+        else:
+            above = level
+    exact = np.clip(wanted + above, low, high)
+    quota = np.floor(exact + 1e-9).astype(np.int64)
+    rest = total - int(quota.sum())
+    order = np.argsort(quota - exact, kind="stable")
+    quota[order[quota[order] < high[order]][:rest]] += 1
+    return quota
+
+
+def ranks(label: np.ndarray, merit: np.ndarray) -> np.ndarray:
+    """(N,) each row's place inside its cluster by falling ``merit``, from 0; ties in the order of the rows."""
+    order = np.lexsort((-merit, label))
+    sizes = np.bincount(label)
+    place = np.empty(len(label), np.int64)
+    place[order] = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return place

@@ -1,29 +1,44 @@
-"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen. A method that takes more to select
-than it saves in training should be seen to."""
+"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen, FLOPs of networks. A method that takes
+more to select than it saves in training should be seen to.
+
+FLOPs are those of matrix products, convolutions and attention (`torch.utils.flop_counter`), as they were done:
+recomputing for memory's sake counts. What k-means or a sort takes is in the seconds alone.
+"""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from tldr.atomic import write_json
+
+COST = "cost.json"  # in the folder of a result that later runs may find: what it took to make it
 
 
 @dataclass
 class Stage:
-    """One stage: wall-clock ``seconds``, ``device_seconds`` (of accelerators), ``images`` decoded, and whether its
-    result was ``cached`` by an earlier run."""
+    """One stage: wall-clock ``seconds``, ``device_seconds`` (of accelerators), ``images`` decoded, ``flops``, and
+    whether its result was ``cached`` by an earlier run.
+
+    ``made_seconds`` and ``made_flops`` are what the result took when it was made, now or by that earlier run; None
+    where nobody wrote it down."""
 
     name: str
     seconds: float = 0.0
     device_seconds: float = 0.0
     images: int = 0
     cached: bool = False
+    flops: float = 0.0
+    made_seconds: float | None = None
+    made_flops: float | None = None
 
 
 @dataclass
@@ -33,8 +48,9 @@ class Ledger:
     stages: list[Stage] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Time what happens inside."""
+    def stage(self, name: str, *, home: Path | None = None) -> Iterator[Stage]:
+        """Time what happens inside. Its result lies in ``home``, if later runs may find it there: the cost is written
+        beside it, or read from there where the stage says that it is ``cached``."""
         entry = Stage(name)
         self.stages.append(entry)
         start = time.perf_counter()
@@ -44,6 +60,10 @@ class Ledger:
             entry.seconds = round(time.perf_counter() - start, 3)
             if torch.cuda.is_available() and not entry.cached:
                 entry.device_seconds = entry.seconds * torch.cuda.device_count()
+            if not entry.cached:
+                entry.made_seconds, entry.made_flops = entry.seconds, entry.flops
+        if home is not None:  # a stage that failed does not come here
+            _remember(entry, home / COST)
 
     @property
     def seconds(self) -> float:
@@ -53,3 +73,56 @@ class Ledger:
     def write(self, folder: Path) -> Path:
         """``ledger.json``."""
         return write_json(folder / "ledger.json", [vars(stage) for stage in self.stages])
+
+
+def _remember(entry: Stage, file: Path) -> None:
+    if not entry.cached:
+        write_json(file, {"seconds": entry.seconds, "flops": entry.flops})
+    elif file.is_file():
+        cost = json.loads(file.read_text(encoding="utf-8"))
+        entry.made_seconds, entry.made_flops = cost["seconds"], cost["flops"]
+
+
+class Meter:
+    """FLOPs of many batches that are alike: the first is counted operation by operation, which takes time; the others
+    are taken to need as much for each row."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.per_row: float | None = None
+
+    @property
+    def flops(self) -> float:
+        """Of all batches so far."""
+        return self.rows * (self.per_row or 0.0)
+
+    @contextmanager
+    def batch(self, rows: int) -> Iterator[None]:
+        """What happens inside is the work on ``rows`` of them."""
+        if self.per_row is None:
+            with _counter() as counter:
+                yield
+            self.per_row = counter.get_total_flops() / rows
+        else:
+            yield
+        self.rows += rows
+
+
+def _counter() -> FlopCounterMode:
+    """PyTorch's, which does not know the attention of CPUs."""
+    ops: Any = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            ops._scaled_dot_product_flash_attention_for_cpu: _attention,
+            ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        },
+    )
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(grad_out: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad_out, query, key, value)

@@ -19,21 +19,21 @@ CORPUS = [f"a {c} {s} above a large {d}, {t}." for c in COLOURS for d in COLOURS
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.learn(CORPUS, vocab_size=60)
+    return Tokenizer.learn(CORPUS, vocab_size=100)
 
 
 def test_learning_does_not_depend_on_the_order(tokenizer):
     for seed in range(3):
         corpus = list(CORPUS)
         random.Random(seed).shuffle(corpus)
-        assert Tokenizer.learn(iter(corpus), vocab_size=60).json == tokenizer.json
+        assert Tokenizer.learn(iter(corpus), vocab_size=100).json == tokenizer.json
 
 
 def test_nor_on_the_process(tokenizer):
     script = (
         "import hashlib, sys; from test_tokenizer import CORPUS; from tldr.data.tokenizer import Tokenizer;"
         "corpus = list(set(CORPUS));"  # in the order of the hashes
-        "print(hashlib.sha256(Tokenizer.learn(corpus, vocab_size=60).json.encode()).hexdigest())"
+        "print(hashlib.sha256(Tokenizer.learn(corpus, vocab_size=100).json.encode()).hexdigest())"
     )
     path = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parents[2]}"
     environment = {**os.environ, "PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1", "PYTHONPATH": path}
@@ -115,14 +115,22 @@ def test_a_caption_cannot_say_special_tokens(special):
 def test_specials_have_places_of_their_own(tokenizer):
     ids = [tokenizer.pad, tokenizer.unk, tokenizer.cls, tokenizer.sep, tokenizer.mask, tokenizer.enc, tokenizer.dec]
     assert sorted(ids) == list(range(7))
-    assert len(Tokenizer.learn([])) == 7
+    assert len(Tokenizer.learn([])) == 7 + 26 + 10 + 32  # it can spell
 
 
 def test_the_vocabulary_is_as_small_as_asked_or_smaller(tokenizer):
-    assert len(tokenizer) == 60
+    assert len(tokenizer) == 100
     large = Tokenizer.learn(CORPUS, vocab_size=8192)
     assert len(large) < 300
     assert large(["turquoise"], max_length=9)[0].shape == (1, 3)  # a whole word
+
+
+def test_what_no_caption_has_is_spelt(tokenizer):
+    """A tokenizer learned from captions reads the questions of a later task."""
+    question = "how many j-shaped objects, 7 or 9?"
+    tokens, _ = Tokenizer.learn(["a red disc"])([question], max_length=60)
+    assert tokenizer.unk not in tokens
+    assert Tokenizer.learn(["a red disc"]).decode(tokens.tolist()) == [question]
 
 
 def test_json_holds_it_whole(tokenizer):

@@ -12,19 +12,31 @@ from omegaconf import OmegaConf
 from tldr.pairs import Pairs
 from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
 from tldr.signal.store import Signals
+from tldr.tasks.steps import named_steps
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
 COMPRESSIONS = (0.5, 0.75, 0.9)
 
 
+def load(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file))
+
+
 @pytest.fixture(params=sorted(path.stem for path in CONF.glob("*.yaml")))
 def selector(request, target) -> Any:
     """The method of the YAML; where it wants a target, that of the fixture."""
-    made = instantiate(OmegaConf.load(CONF / f"{request.param}.yaml"), _convert_="all")
+    made = instantiate(named_steps(load(CONF / f"{request.param}.yaml"), CONF, load), _convert_="all")
     if isinstance(made, Maker):
         pytest.skip("it makes pairs: tests of its own")
     assert isinstance(made, Selector)
     return Aimed(made, target)
+
+
+class Scribe:
+    """Writes of each picture what its name says, in other words for another draw."""
+
+    def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
+        return [f"a {('red', 'blue')[draw % 2]} disc on {image}" for image in pairs.images.to_pylist()]
 
 
 class Aimed:
@@ -32,7 +44,7 @@ class Aimed:
         self.selector, self.needs, self.target = selector, selector.needs, target
 
     def __call__(self, pool: Pairs, signals: Signals | None, **options: Any) -> Selection:
-        return self.selector(pool, signals, **options, target=self.target)
+        return self.selector(pool, signals, **options, target=self.target, writer=Scribe())
 
 
 def kept(pool: Pairs, selection: Selection) -> list[str]:

@@ -165,3 +165,25 @@ def test_reasons_say_what_decided(pool, signals):
 def test_errors_name_the_option(options, message):
     with pytest.raises(ValueError, match=message):
         TLDR(**options)
+
+
+def test_in_length_bins_captions_compete_with_those_of_like_length(pool, store, values):
+    """Where alignment is the caption's length, the longest win; in bins, every length keeps its share."""
+    long = np.arange(300) % 3 == 0
+    captions = [f"{caption} and much more to be said" if is_long else caption
+                for caption, is_long in zip(pool.captions.to_pylist(), long, strict=True)]  # fmt: skip
+    pool = pool.with_column("caption", captions)
+    values["alignment"] = np.where(long, 20, 0).astype(np.float32) + np.arange(300, dtype=np.float32) / 300
+    plain = TLDR(redundancy=0)(pool, store(values), keep=75, seed=0)
+    binned = TLDR(redundancy=0, length_bins=3)(pool, store(values), keep=75, seed=0)
+    assert long[plain.rows].all()
+    assert long[binned.rows].sum() == 25
+    short = np.flatnonzero(~long)
+    assert set(short[-10:]) <= set(binned.rows)  # the best of the short ones
+    assert binned.reasons[0].endswith("for captions of this length")
+
+
+@pytest.mark.parametrize("wrong", [{"length_bins": 0}, {"length_bins": 5, "redundancy": None}])
+def test_length_bins_go_with_redundancy(wrong):
+    with pytest.raises(ValueError, match=r"selector\.length_bins="):
+        TLDR(**wrong)

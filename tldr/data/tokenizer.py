@@ -12,6 +12,7 @@ Shapes: B texts, T tokens of the longest.
 from __future__ import annotations
 
 import json as json_text
+import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -82,13 +83,18 @@ class Tokenizer:
 
     @classmethod
     def learn(cls, captions: Iterable[str], *, vocab_size: int = 8192) -> Tokenizer:
-        """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``."""
+        """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``; of no fewer than it needs
+        to spell whatever is in ASCII, also what no caption has: the questions of a later task are texts too."""
         tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
         tokenizer.decoder = decoders.Metaspace()
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL), show_progress=False
+            vocab_size=vocab_size,
+            min_frequency=2,
+            special_tokens=list(SPECIAL),
+            initial_alphabet=[*string.ascii_lowercase, *string.digits, *string.punctuation],
+            show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)
         return cls(tokenizer.to_str())

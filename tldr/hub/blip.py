@@ -81,7 +81,7 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
 
     found = parts(partial(naming.translate, state)) | naming.unknown(state, image, text, HEADS, MATCHER, ignore=ignore)
     if heads:  # the class has no temperature, but its config may say what it was: 0.07 where it does not
-        found["temperature"] = torch.tensor(math.exp(-full["logit_scale_init_value"]))
+        found["temperature"] = torch.tensor([math.exp(-full["logit_scale_init_value"])])
     text_arguments = naming.text_arguments(text_config, **({"depth": 0} if model == "Vilt" else {}))
     arguments: dict[str, Any] = {
         "image": naming.image_arguments(full["vision_config"], **normalisation(folder)),

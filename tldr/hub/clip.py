@@ -67,6 +67,8 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
         tokenizer = tokenizer_of(folder)
     if model == "Clip":
         found |= naming.translate(state, HEADS)
+        if "log_scale" in found:
+            found["log_scale"] = found["log_scale"].reshape(1)  # a scalar there
         covers |= naming.empty(HEADS)
         arguments |= {"embed_dim": full["projection_dim"], "text_pooling": "end", "causal": True, "loss": "infonce"}
     return Weights("CLIPModel", arguments, found, tuple(covers), tokenizer.json if tokenizer else None)
@@ -95,6 +97,7 @@ def export(module: nn.Module, folder: Path) -> None:
         vit.flat(naming.under("image_encoder.", state)), vit.names("clip", vision["num_hidden_layers"], "vision_model.")
     )
     found |= naming.untranslate(naming.under("text_encoder.", state), text_names(settings["num_hidden_layers"]))
+    state["log_scale"] = state["log_scale"].reshape(())
     write(CLIPModel, config, found | naming.untranslate(state, HEADS), folder)
     owner.tokenizer.save(folder, max_length=text.max_length)
     write_processor(image, "CLIPImageProcessor", folder)

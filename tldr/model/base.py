@@ -50,6 +50,9 @@ class Model(L.LightningModule, ABC):
     def prepare_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Learn from the pairs' extra ``columns`` before training begins, where a model does so (VQA's answers)."""
 
+    def prepare_rows(self, count: int) -> None:
+        """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses and log each."""
         losses = self.losses(batch)

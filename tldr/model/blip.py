@@ -92,7 +92,7 @@ class Blip(Model):
         self.encoders = Encoders(image_encoder, text_model, embed_dim, text_pooling)
         self.joint_width = text_model.width
         self.matcher = nn.Linear(text_model.width, 2)
-        self.temperature = nn.Parameter(torch.tensor(temperature))
+        self.temperature = nn.Parameter(torch.tensor([temperature]))  # of one element: FSDP shards no scalars
         self.teacher = momentum_copy(self.encoders)
         self.queue = Queue(queue_size, embed_dim)
         self.momentum, self.alpha, self.alpha_ramp, self.negative_ramp = momentum, alpha, alpha_ramp, negative_ramp

@@ -22,7 +22,7 @@ from torch.distributed._functional_collectives import all_gather_tensor_autograd
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
-from tldr.nn.losses import info_nce, similarity
+from tldr.nn.losses import info_nce, sigmoid_loss
 from tldr.nn.text import TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
 
@@ -65,8 +65,9 @@ class Clip(Model):
         self.image_size = self.image_encoder.image_size
         self.image_projection = nn.Linear(self.image_encoder.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_encoder.width, embed_dim, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
-        self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "siglip" else None
+        # Of one element: FSDP shards no scalars.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
+        self.bias = nn.Parameter(torch.tensor([float(bias)])) if loss == "siglip" else None
         self.text_pooling, self.causal = text_pooling, causal
         self.joint_width = 3 * embed_dim
 
@@ -111,17 +112,6 @@ class Clip(Model):
         score."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
         return {"embedding": image, "text_embedding": text, "alignment": (image * text).sum(1)}
-
-
-def sigmoid_loss(image: Tensor, all_text: Tensor, scale: Tensor, bias: Tensor, rank: int) -> Tensor:
-    """SigLIP's loss: (B, E) images of this process, (world * B, E) texts of all, this one's at ``rank * B``.
-
-    The sum over all pairs, per image: the mean of it over the processes is the loss of the whole batch.
-    """
-    logits = scale * similarity(image, all_text) + bias  # (B, world * B)
-    place = torch.arange(len(image), device=image.device)
-    sign = torch.full_like(logits, -1.0).index_put((place, place + rank * len(image)), logits.new_ones(()))
-    return -F.logsigmoid(sign * logits).sum() / len(image)
 
 
 def _gather(x: Tensor) -> Tensor:

@@ -42,6 +42,17 @@ def info_nce(image: Tensor, text: Tensor, scale: Tensor, all_image: Tensor, all_
     return (image_loss + text_loss) / 2
 
 
+def sigmoid_loss(image: Tensor, all_text: Tensor, scale: Tensor, bias: Tensor, rank: int) -> Tensor:
+    """SigLIP's loss: (B, E) images of this process, (world * B, E) texts of all, this one's at ``rank * B``.
+
+    The sum over all pairs, per image: the mean of it over the processes is the loss of the whole batch.
+    """
+    logits = scale * similarity(image, all_text) + bias  # (B, world * B)
+    place = torch.arange(len(image), device=image.device)
+    sign = torch.full_like(logits, -1.0).index_put((place, place + rank * len(image)), logits.new_ones(()))
+    return -F.logsigmoid(sign * logits).sum() / len(image)
+
+
 def distilled_targets(teacher: Tensor, positive: Tensor, alpha: float) -> Tensor:
     """(B, Q) target distributions of BLIP's ITC, as ALBEF's (Li et al. 2021, arXiv 2107.07651).
 

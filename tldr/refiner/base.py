@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from tldr.pairs import Pairs
+from tldr.signal.panel import MAIN
 
 ORIGINAL, GENERATED = "caption_original", "caption_generated"
 
@@ -21,15 +22,18 @@ class Writer(Protocol):
         """A caption for each pair's picture."""
         ...
 
-    def align(self, pairs: Pairs) -> np.ndarray:
-        """(n,) how well each pair's caption fits its picture."""
+    def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
+        """(n,) how well each pair's caption fits its picture, as the one who writes says, or another ``scorer``."""
         ...
 
 
 class Refiner(ABC):
-    """A subclass defines `refine`; ``writes`` False means that no captioner is needed."""
+    """A subclass defines `refine`. ``writes`` False: captions stay as they are. ``needs_writer`` False: no captioner is
+    needed. ``needs``: the signals of other scorers that it judges by (``blip.alignment``), as selectors name them."""
 
     writes: bool = True
+    needs_writer: bool = True
+    needs: tuple[str, ...] = ()
 
     def __call__(self, subset: Pairs, writer: Writer | None) -> Pairs:
         """The same pairs (uids, pictures) with refined captions."""
@@ -39,10 +43,16 @@ class Refiner(ABC):
         original = subset.captions.to_pylist()
         generated = [caption.strip() for caption in writer.write(subset)]
         refined = self.refine(subset, generated, writer)
+        refined, columns = refined if isinstance(refined, tuple) else (refined, {})
         # A picture of which the captioner has nothing to say keeps its caption.
         refined = [new if new.strip() else old for new, old in zip(refined, original, strict=True)]
-        return subset.with_column(ORIGINAL, original).with_column(GENERATED, generated).with_column("caption", refined)
+        told = {ORIGINAL: original, GENERATED: generated, "caption": refined, **columns}
+        for name, values in told.items():
+            subset = subset.with_column(name, values)
+        return subset
 
     @abstractmethod
-    def refine(self, subset: Pairs, generated: Sequence[str], writer: Writer) -> list[str]:
-        """n captions, from the original and the ``generated`` ones."""
+    def refine(
+        self, subset: Pairs, generated: Sequence[str], writer: Writer
+    ) -> list[str] | tuple[list[str], Mapping[str, Any]]:
+        """n captions, from the original and the ``generated`` ones; of who says more, also columns of n values."""

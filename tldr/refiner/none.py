@@ -11,7 +11,7 @@ from tldr.refiner.base import Refiner, Writer
 class Keep(Refiner):
     """The subset unchanged."""
 
-    writes = False
+    writes = needs_writer = False
 
     def refine(self, subset: Pairs, generated: Sequence[str], writer: Writer) -> list[str]:
         """The captions there are."""

@@ -9,7 +9,7 @@ Shapes: N pairs of the pool, n = keep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ class Method:
 
     needs: tuple[str, ...] = ()
     needs_target: bool = False
+    needs_writer: bool = False  # of captions: the main scorer, as refiners use it
     target: Any = None
 
     def check(self, pool: Pairs) -> None:
@@ -65,24 +66,33 @@ class Method:
                 "selector.target.root=..."
             )
 
-    def _ask(self, pool: Pairs, keep: int, target: Target | None) -> dict[str, Target]:
+    def _given(self, pool: Pairs, keep: int, target: Target | None, writer: Any) -> dict[str, Any]:
+        """What `choose` or `make` is given beyond pool and signals."""
         if not 0 < keep <= len(pool):
             raise ValueError(f"cannot keep {keep} of {len(pool)} pairs; choose compression inside (0, 1)")
-        if not self.needs_target:
-            return {}
-        assert target is not None, "whoever calls it reads the target set"
-        return {"target": target}
+        given = {"target": target} if self.needs_target else {}
+        given |= {"writer": writer} if self.needs_writer else {}
+        assert None not in given.values(), "whoever calls it reads the target set and has a writer"
+        return given
 
 
 class Selector(Method, ABC):
-    """A subclass defines `choose`, with a further argument ``target: Target`` if it ``needs_target``."""
+    """A subclass defines `choose`, with a further argument ``target: Target`` if it ``needs_target``, and ``writer:
+    tldr.refiner.base.Writer`` if it ``needs_writer``."""
 
     def __call__(
-        self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, target: Target | None = None
+        self,
+        pool: Pairs,
+        signals: Signals | None,
+        *,
+        keep: int,
+        seed: int,
+        target: Target | None = None,
+        writer: Any = None,
     ) -> Selection:
         """Keep ``keep`` pairs of ``pool``. Raises ValueError for an impossible ``keep``, or scores that are not
         finite."""
-        given = self._ask(pool, keep, target)
+        given = self._given(pool, keep, target, writer)
         with np.errstate(invalid="ignore"):  # what is not finite is refused below, by its uid
             selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed, **given)
         for name, values in selection.scores.items():
@@ -112,10 +122,18 @@ class Maker(Method, ABC):
     """A subclass defines `make`: as many new pairs as are asked for."""
 
     def __call__(
-        self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, folder: Path, target: Target | None = None
+        self,
+        pool: Pairs,
+        signals: Signals | None,
+        *,
+        keep: int,
+        seed: int,
+        folder: Path,
+        target: Target | None = None,
+        writer: Any = None,
     ) -> Made:
         """Make ``keep`` pairs from ``pool``; their pictures are written into ``folder``."""
-        given = self._ask(pool, keep, target)
+        given = self._given(pool, keep, target, writer)
         made = self.make(pool.without_truth(), signals, keep=keep, seed=seed, folder=folder, **given)
         assert len(made.pairs) == keep, "a maker must make exactly `keep` pairs"
         assert len(made.reasons) == len(pool), "a maker must give a reason for every row"
@@ -124,6 +142,43 @@ class Maker(Method, ABC):
     @abstractmethod
     def make(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, folder: Path) -> Made:
         """The method itself."""
+
+
+class Combination(Selector, ABC):
+    """A selector made of others, the ``steps``, at least one. It needs what they need. Their ``names``, by which
+    reasons and scores tell of them, are those of their files where none are given. One ``target`` serves all of them.
+    Raises ValueError for steps that make pairs, or that name a target set of their own."""
+
+    def __init__(self, *, steps: Sequence[Selector], names: Sequence[str] | None = None, target: Any = None) -> None:
+        for step in steps:
+            if isinstance(step, Maker):
+                raise ValueError(
+                    f"selector.steps: {type(step).__name__} makes pairs, and cannot be one of several steps"
+                )
+            if not isinstance(step, Selector):
+                raise ValueError(f"selector.steps has {step!r}; it takes names of selectors: [semdedup,clip_score]")
+            if step.target is not None:
+                raise ValueError("selector.steps: one target set serves all steps; name it as selector.target")
+        if not steps:
+            raise ValueError("selector.steps=[] is empty; name selectors: [semdedup,clip_score]")
+        names = names or [type(step).__module__.rpartition(".")[2] for step in steps]
+        if len(names) != len(steps):
+            raise ValueError(f"selector.names has {len(names)} names for {len(steps)} steps")
+        numbers = [names[:i].count(name) + 1 for i, name in enumerate(names)]
+        called = [name if number == 1 else f"{name}_{number}" for name, number in zip(names, numbers, strict=True)]
+        self.steps: dict[str, Selector] = dict(zip(called, steps, strict=True))
+        self.needs = tuple(dict.fromkeys(name for step in steps for name in step.needs))
+        self.needs_target = any(step.needs_target for step in steps)
+        self.needs_writer = any(step.needs_writer for step in steps)
+        self.target = target
+
+    def check(self, pool: Pairs) -> None:
+        """What every step asks, of the common target set."""
+        super().check(pool)
+        for step in self.steps.values():
+            if step.needs_target:
+                step.target = self.target
+            step.check(pool)
 
 
 def best(score: np.ndarray, keep: int) -> tuple[np.ndarray, float]:

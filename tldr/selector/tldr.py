@@ -7,13 +7,18 @@ the r-th best pair of a cluster is worth its alignment less ``redundancy`` stand
 (keep / K, at least 1) of pairs before it. So a picture that is shown again must fit better than one that is new. Where
 ``redundancy`` is null, every cluster keeps its share, as in the paper, whatever the ``choice`` inside it.
 
+Summed alignment favours captions that say much. With ``length_bins`` captions compete with those of like length alone:
+a control that shows how much of a gain is more than longer text.
+
 Shapes: N pairs, K clusters.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.compute as pc
 
+from tldr.cluster import ranks
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector
 from tldr.signal.feature import FEATURES, cluster
@@ -31,20 +36,11 @@ def quotas(sizes: np.ndarray, keep: int) -> np.ndarray:
     return quota
 
 
-def ranks(label: np.ndarray, merit: np.ndarray) -> np.ndarray:
-    """(N,) each row's place inside its cluster by falling ``merit``, from 0; ties in the order of the rows."""
-    order = np.lexsort((-merit, label))
-    sizes = np.bincount(label)
-    place = np.empty(len(label), np.int64)
-    place[order] = np.arange(len(label)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return place
-
-
 class TLDR(Selector):
     """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`), but no more than one for ``rows_per_cluster``
     pairs (the paper has 3000 for 2.8M pairs; SemDeDup 50,000 for 440M). ``choice`` inside a cluster: best
     ``alignment``, ``uniform`` draw, or ``nearest`` to the centre; ``redundancy`` (standard deviations of alignment)
-    goes with ``alignment`` alone."""
+    goes with ``alignment`` alone, and ``length_bins``, each with as many pairs, with it."""
 
     def __init__(
         self,
@@ -54,6 +50,7 @@ class TLDR(Selector):
         feature: str = "tokens",
         choice: str = "alignment",
         redundancy: float | None = 0.35,
+        length_bins: int | None = None,
         dim: int = 64,
     ) -> None:
         if choice not in CHOICES:
@@ -67,7 +64,11 @@ class TLDR(Selector):
                 f"selector.redundancy={redundancy} is a price in alignment, at least 0; "
                 f"set selector.redundancy=null with selector.choice={choice}"
             )
-        self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
+        if length_bins is not None and (redundancy is None or length_bins < 1):
+            raise ValueError(
+                f"selector.length_bins={length_bins}: at least 1, and only where selector.redundancy is set"
+            )
+        self.clusters, self.rows_per_cluster, self.length_bins = clusters, rows_per_cluster, length_bins
         self.feature, self.choice, self.redundancy, self.dim = feature, choice, redundancy, dim
         aligned = ("alignment",) if choice == "alignment" else ()
         self.needs = ("embedding" if feature == "embedding" else "codes", *aligned)
@@ -88,11 +89,13 @@ class TLDR(Selector):
         if self.redundancy is not None:
             price = self.redundancy * merit.std() / max(1.0, keep / clusters)
             scores["worth"] = worth = merit - np.float32(price) * place
-            order = np.lexsort((np.arange(len(pool)), -worth))
-            kept = np.zeros(len(pool), bool)
-            kept[order[:keep]] = True
-            cut = worth[order[keep - 1]]
-            verdicts = [f"worth {w:.3g}, cut at {cut:.3g}" for w in worth]
+            bins = self._bins(pool)
+            share = quotas(np.bincount(bins), keep)
+            kept = ranks(bins, worth) < share[bins]
+            cut = np.array([worth[kept & (bins == each)].min(initial=np.inf) for each in range(len(share))])[bins]
+            verdicts = [f"worth {w:.3g}, cut at {c:.3g}" for w, c in zip(worth, cut, strict=True)]
+            if self.length_bins:
+                verdicts = [f"{verdict} for captions of this length" for verdict in verdicts]
         else:
             quota = quotas(np.bincount(label, minlength=clusters), keep)[label]
             kept = place < quota
@@ -103,3 +106,11 @@ class TLDR(Selector):
             for m, p, c, verdict in zip(merit, place, label, verdicts, strict=True)
         ]
         return Selection(np.flatnonzero(kept), reasons, scores)
+
+    def _bins(self, pool: Pairs) -> np.ndarray:
+        """(N,) the bin of each caption by its number of words; all the same without `length_bins`."""
+        if self.length_bins is None:
+            return np.zeros(len(pool), np.int64)
+        words = pc.count_substring_regex(pool.captions, pattern=r"\S+").to_numpy()
+        place = ranks(np.zeros(len(pool), np.int64), -words)  # from the shortest
+        return place * min(self.length_bins, len(pool)) // len(pool)

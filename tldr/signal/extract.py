@@ -65,7 +65,8 @@ def extract(
         return signals
     for name, value in model.constants().items():
         signals.write_constant(name, value.detach().float().cpu().numpy())
-    dataset = PairsDataset(pool, image_size=model.image_size, tolerant=True)
+    columns = getattr(model, "columns", ())  # a classifier's labels
+    dataset = PairsDataset(pool, image_size=model.image_size, tolerant=True, columns=columns)
     total = sum(min(PART_ROWS, len(pool) - number * PART_ROWS) for number in todo)
     with tqdm(total=total, desc="extracting signals", unit="pair", disable=not progress) as bar:
         for number in todo:

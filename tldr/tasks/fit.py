@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from tldr.data.loading import PairsData
 from tldr.data.tokenizer import Tokenizer
+from tldr.ledger import Meter, Stage
 from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.tasks.begin import Beginning
@@ -59,6 +61,31 @@ class StepBar(ProgressBar):
             self.bar.close()
 
 
+class StepMeter(L.Callback):
+    """Counts the FLOPs of the first batch that is trained on, forward and backward."""
+
+    def __init__(self) -> None:
+        self.meter = Meter()
+        self._open = ExitStack()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to count."""
+        if self.meter.per_row is None:
+            self._open.enter_context(self.meter.batch(len(batch["captions"])))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count no more."""
+        self._open.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave no counter behind."""
+        self._open.close()
+
+
 def fit(
     pairs: Pairs,
     *,
@@ -81,6 +108,7 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     logger: Logger | None = None,
     callbacks: Sequence[L.Callback] = (),
+    stage: Stage | None = None,
 ) -> tuple[Model, Path]:
     """Train for ``max_steps`` optimiser steps, whatever the number of pairs; write ``folder/model.ckpt``.
 
@@ -91,6 +119,9 @@ def fit(
 
     Every ``checkpoint_every`` steps (0: never) ``folder/last.ckpt`` is written, from which ``resume`` goes on if that
     run had the same ``identity``; without one it begins at the beginning. Raises ValueError naming what differs.
+
+    ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of one batch,
+    counted, times the batches.
     """
     identity = {} if identity is None else identity
     last = find_last(folder, identity) if resume else None
@@ -117,12 +148,14 @@ def fit(
     )
     read = {name: pairs.table[name].take(pa.array(sample)).to_pylist() for name in data.dataset.columns}
     module.prepare_columns(read)
+    module.prepare_rows(len(pairs))
     if getattr(trainer, "keywords", {}).get("enable_progress_bar", True):
         callbacks = [*callbacks, StepBar()]
+    counter = StepMeter()
     run = trainer(
         max_steps=max_steps,
         logger=logger or False,
-        callbacks=[*callbacks, RollingCheckpoint(folder, every=checkpoint_every, identity=identity)],
+        callbacks=[*callbacks, counter, RollingCheckpoint(folder, every=checkpoint_every, identity=identity)],
         enable_checkpointing=True,  # by our callback; Lightning's own is then not added
         log_every_n_steps=max(1, min(10, max_steps, len(pairs) // batch_size)),
         use_distributed_sampler=False,  # the batches divide themselves
@@ -142,4 +175,7 @@ def fit(
     save_whole(run, file, weights_only=True)
     if run.is_global_zero:
         (folder / LAST).unlink(missing_ok=True)
+    if stage is not None:
+        stage.images = max_steps * batch_size * run.accumulate_grad_batches
+        stage.flops = stage.images * (counter.meter.per_row or 0.0)
     return module.eval(), file

@@ -1,12 +1,12 @@
-"""The model that scores a pool: a checkpoint that is given, or a captioner trained on the pool itself (the paper's
-step 1), once: what was trained for the same pool in the same way before is taken from the cache; what was killed while
-training goes on."""
+"""The models that score a pool: checkpoints that are given, or models trained on the pool itself (the paper's step 1),
+once: what was trained for the same pool in the same way before is taken from the cache; what was killed while training
+goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
 from tldr.signal.extract import extract, fingerprint
+from tldr.signal.panel import MAIN, Panel, scorers_of
 from tldr.signal.store import Signals
+from tldr.tasks.begin import Beginning
 from tldr.tasks.fit import fit
 from tldr.tasks.resume import LAST
 
@@ -45,68 +47,151 @@ def find_scorer(
     ledger: Ledger,
     logger: Logger | None,
     callbacks: Sequence[L.Callback] = (),
+    name: str = MAIN,
 ) -> tuple[Model, Path]:
-    """The scorer and its checkpoint. ``training`` holds `fit`'s arguments: max_steps, batch_size, ..."""
+    """The scorer and its checkpoint: of ours, or one that ``model`` can begin from (`tldr.tasks.begin`).
+
+    ``training`` holds `fit`'s arguments: max_steps, batch_size, ...; ``name`` is what selectors call the scorer."""
     if checkpoint is not None:
-        return load_model(checkpoint), Path(checkpoint)
-    recipe = [model.func.__qualname__, model.keywords, {**training, "checkpoint_every": 0}, seed, pool.hash]
-    key = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
-    folder = cache / "scorers" / key
+        if _is_ours(Path(checkpoint)):
+            return load_model(checkpoint), Path(checkpoint)
+        beginning = Beginning(model, checkpoint)
+        return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
+    kind: Any = model.func
+    read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
+    recipe = [kind.__qualname__, model.keywords, {**training, "checkpoint_every": 0}, seed, pool.hash]
+    recipe += [_digest(pool, name) for name in read]  # which the pool's hash does not cover
+    digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    folder = cache / "scorers" / digest
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"), ledger.stage("scorer") as stage:  # jobs of a sweep wait for the one that trains
+    with (
+        FileLock(folder / "lock"),
+        ledger.stage(f"scorer {name}".strip()) as stage,
+    ):  # jobs of a sweep wait for the one that trains
         file = folder / "model.ckpt"
         stage.cached = file.is_file()
         if not stage.cached:
-            print(f"no checkpoint given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
+            key = f"scorers.{name}.checkpoint" if name else "checkpoint"
+            print(f"no {key} given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
             _, file = fit(
                 pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger, callbacks=callbacks,
-                resume=(folder / LAST).exists(), identity={"scorer": key}, **training)  # fmt: skip
+                resume=(folder / LAST).exists(), identity={"scorer": digest}, **training)  # fmt: skip
             stage.images = int(training["max_steps"]) * int(training["batch_size"])
     return load_model(file), file
 
 
-def score(pool: Pairs, model: Model, *, cache: Path, ledger: Ledger, batch_size: int, num_workers: int) -> Signals:
-    """The scorer's signals for the pool, computed where they are not yet in the cache."""
+def _digest(pool: Pairs, column: str) -> str:
+    """Of a column's values."""
+    values = pool.table[column].to_pylist() if column in pool.table.column_names else []
+    return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _is_ours(path: Path) -> bool:
+    """Does `load_model` open it? What is neither here nor a folder may be an id of the Hugging Face hub."""
+    return path.suffix == ".ckpt" or (path / "model.ckpt").is_file()
+
+
+def score(
+    pool: Pairs, model: Model, *, cache: Path, ledger: Ledger, batch_size: int, num_workers: int, name: str = MAIN
+) -> Signals:
+    """The signals for the pool by the scorer ``name``, computed where they are not yet in the cache."""
     folder = cache / "signals" / pool.hash / fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"), ledger.stage("signals") as stage:
+    with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip()) as stage:
         missing = len(Signals(folder, len(pool)).missing())
         stage.cached = missing == 0
         stage.images = 0 if stage.cached else len(pool)
         return extract(pool, model, folder=folder, batch_size=batch_size, num_workers=num_workers)  # pyright: ignore
 
 
+class Scorers:
+    """The models that a selection asks, by the names that selectors call them (`tldr.signal.panel`); ``extraction``
+    has `score`'s further arguments."""
+
+    def __init__(self, models: Mapping[str, Model], files: Mapping[str, Path], **extraction: Any) -> None:
+        self.models, self.files, self.extraction = dict(models), dict(files), extraction
+
+    @classmethod
+    def find(
+        cls,
+        pool: Pairs,
+        names: Iterable[str],
+        recipes: Mapping[str, Mapping[str, Any]],
+        *,
+        device: str,
+        extraction: Mapping[str, Any],
+        training: Mapping[str, Any],
+        callbacks: Sequence[L.Callback] = (),
+        **options: Any,
+    ) -> Scorers:
+        """Those of ``names``: each of ``recipes`` has `find_scorer`'s model, and perhaps checkpoint, and what differs
+        from ``training``. The main one is watched by ``callbacks``. Raises ValueError for a name without recipe."""
+        models: dict[str, Model] = {}
+        files: dict[str, Path] = {}
+        for name in sorted(names):
+            if name not in recipes:
+                raise ValueError(f"no scorer is called {name!r}: add it to scorers, beside {', '.join(recipes)}")
+            recipe = {"checkpoint": None, **recipes[name]}
+            recipe["training"] = {**training, **recipe.get("training", {})}
+            watch = callbacks if name == MAIN else ()
+            model, files[name] = find_scorer(pool, **recipe, **options, callbacks=watch, name=name)
+            models[name] = model.to(pick_device(device))
+        return cls(models, files, cache=options["cache"], ledger=options["ledger"], **extraction)
+
+    def signals(self, pairs: Pairs, needs: Sequence[str]) -> Panel:
+        """What those say that are asked. Raises ValueError where one does not give what is needed."""
+        asked = scorers_of(needs)
+        panel = Panel({name: score(pairs, self.models[name], name=name, **self.extraction) for name in asked})
+        if missing := [name for name in needs if name not in panel]:
+            kinds = ", ".join(type(self.models[name]).__name__ for name in asked)
+            raise ValueError(
+                f"the selector needs {', '.join(missing)}, which {kinds} does not give (it gives {', '.join(panel)}); "
+                "give a VQ-VLM's checkpoint=..., or another selector.feature"
+            )
+        return panel
+
+
 class CaptionWriter:
-    """A captioner as refiners use it: writes captions in batches, and says how well captions fit."""
+    """The main scorer as refiners use it: it writes captions in batches; all of the ``scorers`` say how well captions
+    fit."""
 
     def __init__(
-        self, model: Model, *, batch_size: int, num_workers: int, seed: int, generation: Mapping[str, Any]
+        self,
+        scorers: Mapping[str, Model],
+        *,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        generation: Mapping[str, Any],
     ) -> None:
+        model = scorers[MAIN]
         if not hasattr(model, "generate") or not hasattr(model, "signals"):
             raise ValueError(
                 f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... or choose refiner=none"
             )
-        self.model: Any = model
+        self.scorers: dict[str, Any] = dict(scorers)
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}
         self.seed, self.generation = seed, dict(generation)
 
-    def _batches(self, pairs: Pairs, title: str) -> Any:
-        dataset = PairsDataset(pairs, image_size=self.model.image_size)
+    def _batches(self, pairs: Pairs, model: Any, title: str) -> Any:
+        dataset = PairsDataset(pairs, image_size=model.image_size)
         with tqdm(total=len(pairs), desc=title, unit="pair") as bar:
             for batch in ordered_loader(dataset, **self.loading):
-                batch["images"] = batch["images"].to(self.model.device)
+                batch["images"] = batch["images"].to(model.device)
                 yield batch
                 bar.update(len(batch["captions"]))
 
-    def write(self, pairs: Pairs) -> list[str]:
-        """A caption for each pair's picture; the draws depend on the seed alone."""
-        generator = torch.Generator(self.model.device).manual_seed(self.seed)
+    def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
+        """A caption for each pair's picture; it depends on the seed and on ``draw`` alone."""
+        model = self.scorers[MAIN]
+        generator = torch.Generator(model.device).manual_seed(self.seed + (draw << 32))
         captions: list[str] = []
-        for batch in self._batches(pairs, "writing captions"):
-            captions += self.model.generate(batch["images"], generator=generator, **self.generation)
+        for batch in self._batches(pairs, model, "writing captions"):
+            captions += model.generate(batch["images"], generator=generator, **self.generation)
         return captions
 
-    def align(self, pairs: Pairs) -> np.ndarray:
-        """(n,) alignment of each pair's caption with its picture."""
-        batches = self._batches(pairs, "aligning captions")
-        return np.concatenate([self.model.signals(batch)["alignment"].float().cpu().numpy() for batch in batches])
+    def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
+        """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
+        model = self.scorers[scorer]
+        batches = self._batches(pairs, model, "aligning captions")
+        return np.concatenate([model.signals(batch)["alignment"].float().cpu().numpy() for batch in batches])

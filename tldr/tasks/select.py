@@ -25,6 +25,7 @@ from tldr.ledger import Ledger
 from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.refiner.base import Refiner
+from tldr.report.explain import explained
 from tldr.report.selection import write_report
 from tldr.report.tracking import (
     CaptionTable,
@@ -34,16 +35,17 @@ from tldr.report.tracking import (
     log_selection,
     use_pairs_artifact,
 )
-from tldr.selector.base import Selector, keep_count
+from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
+from tldr.signal.panel import MAIN, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
-from tldr.tasks.scorer import CaptionWriter, find_scorer, pick_device, score
+from tldr.tasks.scorer import CaptionWriter, Scorers
 
 
 def run(
     *,
     data: Reader,
-    selector: Selector,
+    selector: Selector | Maker,
     refiner: Refiner,
     model: partial[Model],
     trainer: Callable[..., L.Trainer],
@@ -54,6 +56,7 @@ def run(
     out: str | Path,
     cache: str | Path,
     checkpoint: str | None = None,
+    scorers: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any],
     generation: Mapping[str, Any],
     batch_size: int = 256,
@@ -63,13 +66,20 @@ def run(
     max_bad_fraction: float = 0.1,
     exports: Sequence[str] = ("annotations",),
     report: bool = True,
+    explain: str | Sequence[str] | None = None,
     caption_table_every: int = 200,
     config: Mapping[str, Any] | None = None,
 ) -> Pairs:
     """Write a reduced data set into ``out``; return it.
 
     ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner
-    needs one. ``names`` says what the parts are called in the configuration: data, selector, refiner."""
+    needs one; ``scorers`` has the same of others by the names that selectors call them (`tldr.signal.panel`), each a
+    ``model``, and perhaps ``checkpoint`` and what differs in ``training``. ``names`` says what the parts are called in
+    the configuration: data, selector, refiner. With ``explain``, print what the finished selection in ``out`` tells of
+    these uids, and return it."""
+    if explain is not None:
+        print(explained(out, explain, cache=cache))
+        return Pairs.open(out)
     folder, cache, ledger = Path(out), Path(cache), Ledger()
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"names": dict(names), "compression": compression, "seed": seed}
@@ -81,50 +91,64 @@ def run(
     found = open_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder, ledger=ledger)
     pool = found.pairs
     keep_count(len(pool), compression)  # an impossible one should not cost a scorer's training first
+    selector.check(pool)
 
-    signals, scorer, provenance = None, None, {}
-    if selector.needs or refiner.writes:
-        scorer, file = find_scorer(
-            pool, checkpoint=checkpoint, model=model, trainer=trainer, training=training, seed=seed, cache=cache,
-            ledger=ledger, logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
-        )  # fmt: skip
-        scorer.to(pick_device(device))
-        provenance["scorer"] = str(file)
-    if scorer is not None and selector.needs:
-        signals = score(pool, scorer, cache=cache, ledger=ledger, batch_size=batch_size, num_workers=num_workers)
+    signals, target, writer = None, None, None
+    writes = refiner.needs_writer or selector.needs_writer
+    extraction = {"batch_size": batch_size, "num_workers": num_workers}
+    judges = Scorers.find(
+        pool, {*scorers_of((*selector.needs, *refiner.needs)), *([MAIN] if writes else [])},
+        {MAIN: {"model": model, "checkpoint": checkpoint}, **(scorers or {})}, device=device, extraction=extraction,
+        training=training, trainer=trainer, seed=seed, cache=cache, ledger=ledger, logger=tracker,
+        callbacks=[CaptionTable(every_n_steps=caption_table_every)],
+    )  # fmt: skip
+    provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
+    if selector.needs:
+        signals = judges.signals(pool, selector.needs)
         found, signals = _without_undecodable(found, signals, folder, cache, max_bad_fraction)
         pool = found.pairs
-        missing = [name for name in selector.needs if name not in signals]
-        if missing:
-            raise ValueError(
-                f"selector={names['selector']} needs {', '.join(missing)}, which {type(scorer).__name__} does not give "
-                f"(it gives {', '.join(signals)}); give a VQ-VLM's checkpoint=..., or another selector.feature"
-            )
+    if selector.needs_target:
+        aim = folder / "target"
+        aimed = open_pool(
+            selector.target, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=aim, ledger=ledger
+        )
+        seen = None
+        if selector.needs:
+            seen = judges.signals(aimed.pairs, selector.needs)
+            aimed, seen = _without_undecodable(aimed, seen, aim, cache, max_bad_fraction)
+        target = Target(aimed.pairs, seen)
+        provenance["target"] = aimed.pairs.hash
+    if writes:
+        writer = CaptionWriter(judges.models, **extraction, seed=seed, generation=generation)
 
-    with ledger.stage("select"):
-        keep = keep_count(len(pool), compression)
-        selection = selector(pool, signals, keep=keep, seed=seed)
+    keep = keep_count(len(pool), compression)
     provenance |= {"pool": pool.hash, **identity, "version": tldr.__version__}
-    subset = pool.take(selection.rows, provenance=provenance)
-    if refiner.writes and scorer is not None:
+    with ledger.stage("select"):
+        options = {"keep": keep, "seed": seed, "target": target, "writer": writer}
+        if isinstance(selector, Maker):
+            made = selector(pool, signals, **options, folder=folder)
+            selection = Selection(np.empty(0, np.int64), made.reasons)
+            subset = replace(made.pairs, provenance={**provenance, "parent": pool.hash})
+        else:
+            selection = selector(pool, signals, **options)
+            subset = pool.take(selection.rows, provenance=provenance)
+    if refiner.writes:
         with ledger.stage("refine") as stage:
-            writer = CaptionWriter(
-                scorer, batch_size=batch_size, num_workers=num_workers, seed=seed, generation=generation
-            )
             subset, stage.images = refiner(subset, writer), len(subset)
 
     decisions = selection.decisions(pool)
     written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": config}, exports)
     facts = {"read": found.read, "quarantined": found.quarantine.num_rows, "pool": len(pool), "kept": len(subset),
              "compression": compression, "seconds": round(ledger.seconds, 1)}  # fmt: skip
-    if report:
+    if report and len(selection.rows):  # of made pairs, none is of the pool
         with ledger.stage("report"):
             title = f"{names['data']} reduced by {names['selector']}"
             written.append(write_report(folder, pool, decisions, title=title, facts=facts, refined=subset))
     written.append(ledger.write(folder))
     _log(tracker, pool, subset, decisions, facts, folder, cache)
 
-    print(f"kept {len(subset)} of {len(pool)} pairs (compression={compression}) with selector={names['selector']}")
+    did = "made" if isinstance(selector, Maker) else "kept"
+    print(f"{did} {len(subset)} of {len(pool)} pairs (compression={compression}) with selector={names['selector']}")
     print(f"wrote {folder}/: {', '.join(path.name for path in written)}")
     print(f"next: python train.py model=blip pairs={folder}")
     return subset
@@ -137,7 +161,7 @@ def _refuse_to_replace(folder: Path, identity: Mapping[str, Any]) -> None:
         there, asked = json.loads(file.read_text()), json.loads(json.dumps(identity, default=str))
         for facts in (there, asked):  # what says which pairs are kept; how fast, or where it is logged, does not
             config = facts.pop("config", {})
-            facts |= {key: config.get(key) for key in ("data", "selector", "refiner", "checkpoint")}
+            facts |= {key: config.get(key) for key in ("data", "selector", "refiner", "checkpoint", "scorers")}
         other = {key: there.get(key) for key in asked if there.get(key) != asked[key]}
         if other:
             told = ", ".join(f"{key}={value}" for key, value in other.items())

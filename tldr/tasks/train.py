@@ -90,8 +90,8 @@ def run(
             image_size=image_size, init_from=init_from, ema=ema, compile=compile,
             resume=resume, checkpoint_every=checkpoint_every, identity=identity, logger=tracker,
             callbacks=[CaptionTable(every_n_steps=caption_table_every)] if hasattr(model.func, "generate") else [],
+            stage=stage,
         )  # fmt: skip
-        stage.images = max_steps * batch_size
     if getattr(rank_zero_only, "rank", 0) != 0:  # the first process tells
         return checkpoint
     provenance = {

@@ -1,0 +1,82 @@
+"""What methods are to be compared with: selections that are no methods. Those that need more than a pool and its signals
+(the ground truth, all pairs) choose rows; length bins are a selector around another one.
+
+Shapes: N pairs, n = keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from tldr.pairs import Pairs
+from tldr.report.truth import MISMATCHED, SCENE
+from tldr.selector.base import Selection, Selector, best
+from tldr.selector.tldr import quotas
+from tldr.signal.store import Signals
+
+
+def words(pairs: Pairs) -> np.ndarray:
+    """(N,) words of each caption."""
+    return pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pairs.captions))).to_numpy()
+
+
+def longest(pool: Pairs, keep: int, seed: int) -> np.ndarray:
+    """(n,) the pairs with most words; those of equal length are drawn."""
+    return best(words(pool) + np.random.default_rng(seed).random(len(pool)), keep)[0]
+
+
+def oracle(pool: Pairs, keep: int, seed: int) -> np.ndarray:
+    """(n,) drawn from the pairs with their own caption, one a scene. Where these do not suffice, first repeated scenes
+    come back, then wrong captions."""
+    drawn = np.random.default_rng(seed).random(len(pool))
+    wrong, scene = pool.column(MISMATCHED).astype(bool), pool.column(SCENE)
+    order = np.lexsort((drawn, wrong))
+    _, first = np.unique(scene[order], return_index=True)
+    again = np.ones(len(pool), bool)
+    again[order[first]] = False  # a scene is shown by its best row
+    return np.sort(np.lexsort((drawn, again, wrong))[:keep])
+
+
+ROWS: dict[str, Callable[[Pairs, int, int], np.ndarray]] = {"longest": longest, "oracle": oracle}
+TRUTH = {"oracle": (MISMATCHED, SCENE)}  # columns that a control cannot do without
+
+
+class LengthBins(Selector):
+    """``inner`` inside each of ``bins`` bins of captions of like length, of which every one keeps its share."""
+
+    def __init__(self, inner: Selector, *, bins: int) -> None:
+        if bins < 1:
+            raise ValueError(f"length_bins={bins}; one at least")
+        self.inner, self.bins = inner, bins
+        self.needs, self.needs_target, self.target = inner.needs, inner.needs_target, inner.target
+        self.needs_writer = inner.needs_writer
+
+    def check(self, pool: Pairs) -> None:
+        """What the inner one asks."""
+        self.inner.check(pool)
+
+    def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, **given: Any) -> Selection:
+        """Cut at the quantiles of the length; choose in every bin."""
+        length = words(pool)
+        edges = np.unique(np.quantile(length, np.arange(1, self.bins) / self.bins, method="lower"))
+        label = np.searchsorted(edges, length, side="left")
+        sizes = np.bincount(label)
+        rows, reasons = [], [""] * len(pool)
+        for number, quota in enumerate(quotas(sizes, keep).tolist()):
+            inside = np.flatnonzero(label == number)
+            if not len(inside):
+                continue
+            span = f"captions of {length[inside].min()} to {length[inside].max()} words"
+            told = ["none is kept"] * len(inside)
+            if quota:
+                part = None if signals is None else signals.at(inside)
+                found = self.inner(pool.take(inside), part, keep=quota, seed=seed, **given)
+                rows.append(inside[found.rows])
+                told = found.reasons
+            for row, reason in zip(inside.tolist(), told, strict=True):
+                reasons[row] = f"{span}: {reason}"
+        return Selection(np.sort(np.concatenate(rows)), reasons)

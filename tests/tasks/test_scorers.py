@@ -1,0 +1,79 @@
+"""Selections that ask several models, choose for a target set, or make pairs: through the commands that people type."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from tldr.pairs import Pairs
+
+QUICK = "scorers.clip.training.max_steps=4 logger=none report=false"
+
+
+def stages(folder):
+    return [stage["name"] for stage in json.loads((folder / "ledger.json").read_text())]
+
+
+def test_the_clip_score_trains_a_clip_and_nothing_else(command, project):
+    said = command(f"python select.py selector=clip_score out=kept {QUICK}")
+    assert "no scorers.clip.checkpoint given: training Clip" in said
+    assert [name for name in stages(project / "kept") if name.startswith(("scorer", "signals"))] == [
+        "scorer clip",
+        "signals clip",
+    ]
+    assert "scorer clip" in json.loads((project / "kept" / "provenance.json").read_text())
+    table = pq.read_table(project / "kept" / "decisions.parquet")
+    kept = table["kept"].to_numpy()
+    (score,) = [name for name in table.column_names if name not in ("uid", "kept", "reason", "cluster")]
+    assert table[score].to_numpy()[kept].min() >= table[score].to_numpy()[~kept].max()
+
+
+def test_what_the_target_shows_is_chosen(command, project):
+    """The target's pictures go through the same scorer as the pool's; what they were is told."""
+    said = command(f"python select.py selector=norm_sim +data@selector.target=shapes_eval out=kept {QUICK}")
+    assert said.count("pairs read") == 2
+    aim = json.loads((project / "kept" / "provenance.json").read_text())["target"]
+    assert Pairs.open(project / "outputs" / "cache" / "pools" / aim).hash == aim
+    assert (project / "kept" / "target" / "quarantine.parquet").is_file()
+    said = command(f"python select.py selector=norm_sim out=other {QUICK}", fails=True)
+    assert "+data@selector.target=" in said
+    assert "training Clip" not in said  # it was refused before that
+
+
+def test_a_checkpoint_of_the_ecosystem_scores(command, project):
+    """What a user has: a published CLIP, here one that transformers wrote."""
+    picture = "model.image.backbone=vit +model.image.pre_norm=true +model.image.norm_eps=1e-5"
+    text = "model.text_pooling=end model.causal=true +model.text.pre_norm=true +model.text.embed_norm=false +model.text.norm_eps=1e-5"
+    command(f"python train.py model=clip out=clip export=true logger=none {picture} {text}")
+    folder = next((project / "clip").rglob("config.json")).parent
+    said = command(f"python select.py selector=clip_score scorers.clip.checkpoint={folder} out=kept {QUICK}")
+    assert "training Clip" not in said
+    assert len(Pairs.open(project / "kept")) == 80
+
+
+def test_steps_share_what_their_scorers_say(command, project):
+    steps = "selector=chain selector.steps=[semdedup,{clip_score:{}}]"
+    command(f"python select.py {steps} out=kept {QUICK}")
+    assert stages(project / "kept").count("signals clip") == 1
+    reasons = pq.read_table(project / "kept" / "decisions.parquet")["reason"].to_pylist()
+    assert {reason.partition(":")[0] for reason in reasons} == {"semdedup", "clip_score"}
+
+
+def test_made_pairs_are_pairs(command, project):
+    """Distillation comes by the same door, and training takes what it makes."""
+    small = "compression=0.975 selector.iterations=2 selector.experts=2 selector.mini_batch=4 selector.steps=2"
+    said = command(f"python select.py selector=trajectory_matching out=made {small} {QUICK}")
+    assert "made 8 of 320 pairs" in said
+    made, table = Pairs.open(project / "made"), pq.read_table(project / "made" / "decisions.parquet")
+    assert len(made) == 8
+    assert not np.any(table["kept"].to_numpy())
+    assert all(table["reason"].to_pylist())
+    assert "trained Clip" in command("python train.py model=clip pairs=made batch_size=4 out=trained logger=none")
+
+
+def test_a_filter_of_captions_is_another_scorer(command, project):
+    """CapFilt: the main scorer writes, a BLIP judges."""
+    quick = "scorers.blip.training.max_steps=4 logger=none report=false"
+    command(f"python select.py selector=random refiner=capfilt compression=0.9 out=kept {quick}")
+    assert {"scorer", "scorer blip"} <= set(stages(project / "kept"))
+    assert {"capfilt", "match_original", "match_generated"} <= set(Pairs.open(project / "kept").table.column_names)

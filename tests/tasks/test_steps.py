@@ -1,0 +1,138 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from tldr.pairs import Pairs
+from tldr.selector.chain import Chain
+from tldr.selector.tldr import TLDR
+from tldr.tasks.steps import named_steps, plain_folder
+
+CONF = Path(__file__).parents[2] / "conf" / "selector"
+
+
+def load(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file))
+
+
+def chain(*steps, **options) -> dict:
+    return named_steps({**load(CONF / "chain.yaml"), "steps": list(steps), **options}, CONF, load)
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+def test_names_become_configurations():
+    config = chain("tldr", "random")
+    assert config["steps"] == [load(CONF / "tldr.yaml"), load(CONF / "random.yaml")]
+    assert config["names"] == ["tldr", "random"]
+    made = instantiate(config, _convert_="all")
+    assert isinstance(made, Chain)
+    assert list(made.steps) == ["tldr", "random"]
+
+
+def test_options_go_to_the_step():
+    config = chain({"tldr": {"clusters": 7, "dim": 8}}, "tldr", {"random": None})
+    assert [step.get("clusters") for step in config["steps"]] == [7, 50_000, None]
+    first = instantiate(config, _convert_="all").steps["tldr"]
+    assert isinstance(first, TLDR)
+    assert (first.clusters, first.dim, first.feature) == (7, 8, "tokens")
+
+
+def test_a_step_is_called_as_its_file_not_its_class():
+    made = instantiate(chain("tldr_paper", "random"), _convert_="all")
+    assert list(made.steps) == ["tldr_paper", "random"]
+    mine = instantiate(chain("tldr_paper", "random", names=["a", "b"]), _convert_="all")
+    assert list(mine.steps) == ["a", "b"]
+
+
+def test_combinations_nest():
+    config = chain({"union": {"steps": ["random", {"tldr": {"clusters": 3}}]}}, "random")
+    inner = config["steps"][0]
+    assert inner["names"] == ["random", "tldr"]
+    assert inner["steps"][1]["clusters"] == 3
+    assert config["names"] == ["union", "random"]
+    made = instantiate(config, _convert_="all")
+    assert made.needs == ("codes", "alignment")
+
+
+def test_what_has_no_named_steps_stays_as_it_is():
+    for config in ({"_target_": "a.B"}, {"_target_": "a.B", "steps": 10}, {"_target_": "a.B", "steps": [1, 2]}):
+        assert named_steps(config, CONF, load) == config
+    whole = load(CONF / "random.yaml")
+    assert chain(whole)["steps"] == [whole]
+    assert chain(whole)["names"] == ["random"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        (["rnadom"], r"selector\.steps has 'rnadom'; choose from .*random, .*tldr"),
+        ([{"tldr": {"cluster": 3}}], r"tldr has no option 'cluster'; it has clusters, rows_per_cluster"),
+        ([{"random": {"clusters": 3}}], r"random has no option 'clusters'; it has none"),
+        ([{"tldr": {}, "random": {}}], r"a step is a name or \{name: \{option: value\}\}"),
+        (["tldr", 3], r"selector\.steps has 3; a step is a name"),
+    ],
+)
+def test_errors_name_the_choices(steps, message):
+    with pytest.raises(ValueError, match=message):
+        chain(*steps)
+
+
+def test_a_single_name_is_no_list():
+    with pytest.raises(ValueError, match=r"it is a list, selector\.steps=\[tldr\]"):
+        named_steps({"steps": "tldr"}, CONF, load)
+
+
+# ------------------------------------------------------------------------------------------------ the folder's name
+
+
+@pytest.mark.parametrize(
+    ("derived", "plain"),
+    [
+        ("out/selector.steps-[semdedup,clip_score]", "out/selector.steps-semdedup-clip_score"),
+        ("out/a-[{b: {c: 0.1}},d]__seed-1", "out/a-b-c-0.1-d__seed-1"),
+        ("my data: [old]/kept", "my data: [old]/kept"),
+        ("kept", "kept"),
+    ],
+)
+def test_the_folder_has_no_sign_that_hydra_reads(derived, plain):
+    assert plain_folder(derived) == plain
+
+
+# ------------------------------------------------------------------------------------------------ the commands
+
+
+def test_from_the_command_line_to_an_explanation(command, project):
+    def select(overrides: str, **options: Any) -> str:
+        return command(f"python select.py selector=chain {overrides} logger=none", **options)
+
+    steps = "selector.steps=[random,{random:{}}]"
+    said = select(steps)
+    folder = project / "outputs" / "shapes" / "chain-c0.75-s0" / "selector.steps-random-random"
+    assert f"next: python train.py model=blip pairs={folder.relative_to(project)}" in said
+    assert len(Pairs.open(folder)) == 80
+    decisions = pq.read_table(folder / "decisions.parquet")
+    prefixes = [reason.split(": ")[0] for reason in decisions["reason"].to_pylist()]
+    assert (prefixes.count("random"), prefixes.count("random_2")) == (160, 160)
+    config = json.loads((folder / "provenance.json").read_text())["config"]["selector"]
+    assert config["steps"] == [load(CONF / "random.yaml")] * 2  # what the names meant then
+
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    shutil.rmtree(project / "data" / "shapes")  # no picture is looked at
+    one, other = decisions["uid"].to_pylist()[:2]
+    said = select(f"{steps} explain=[{one},{other}]")
+    for row, uid in enumerate((one, other)):
+        kept = "kept" if decisions["kept"][row].as_py() else "dropped"
+        assert f"{uid} was {kept}" in said
+        assert decisions["reason"][row].as_py() in said
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    assert f"{one} was" in command(f"python select.py explain={one} out={folder}")
+    assert "near it are" in command(f"python select.py explain={one}x out={folder}", fails=True)
+    assert "no finished selection in" in command(f"python select.py explain={one}", fails=True)
+    assert "choose from" in select("selector.steps=[rnadom]", fails=True)

@@ -1,0 +1,109 @@
+"""Why was this pair kept, or dropped? What a finished selection's folder tells of it: ``decisions.parquet``,
+``quarantine.parquet`` and, for the caption, the pool in the cache. No model is asked and no picture opened.
+
+Shapes: N pairs of the pool.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tldr.pairs import Pairs
+
+_NEAR = 3  # uids that are told in place of one that is not there
+
+
+def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Path) -> str:
+    """A paragraph for each of ``uids`` of the selection in ``folder``; ``cache`` holds the pool that it was made from.
+
+    Raises ValueError where there is no finished selection, or for a uid that is neither in its pool nor quarantined,
+    with those most like it."""
+    folder = Path(folder)
+    file = folder / "decisions.parquet"
+    if not file.is_file():
+        raise ValueError(
+            f"no finished selection in {folder}: give explain= with the overrides of the selection, or its out=..."
+        )
+    decisions = pq.read_table(file)
+    bad = folder / "quarantine.parquet"
+    quarantine = pq.read_table(bad) if bad.is_file() else None
+    told = []
+    for uid in map(str, [uids] if isinstance(uids, str) or not isinstance(uids, Sequence) else uids):
+        if len(found := _rows(decisions, uid)):
+            told.append(_of_the_pool(folder, decisions, int(found[0]), uid, Path(cache)))
+        elif quarantine is not None and len(found := _rows(quarantine, uid)):
+            told.append(_quarantined(quarantine.take(pa.array(found[:1])).to_pylist()[0]))
+        else:
+            raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{_near(decisions, quarantine, uid)}")
+    return "\n\n".join(told)
+
+
+def _rows(table: pa.Table, uid: str) -> np.ndarray:
+    """The rows of a uid; none where it is not there."""
+    return np.flatnonzero(pc.equal(table["uid"], uid).fill_null(False).to_numpy())
+
+
+def _of_the_pool(folder: Path, decisions: pa.Table, row: int, uid: str, cache: Path) -> str:
+    decision = decisions.slice(row, 1).to_pylist()[0]
+    lines = {"caption": _caption(folder, uid, cache), "reason": decision["reason"]}
+    if decision["cluster"] >= 0:
+        inside = pc.equal(decisions["cluster"], decision["cluster"])
+        kept, size = pc.sum(pc.and_(inside, decisions["kept"])).as_py(), pc.sum(inside).as_py()
+        lines["cluster"] = f"{decision['cluster']}: {kept} of its {size} pairs were kept"
+    for field in decisions.schema:
+        if field.name not in ("uid", "kept", "reason", "cluster"):
+            lines[field.name] = _score(decisions[field.name], decision[field.name])
+    width = max(map(len, lines))
+    head = f"{uid} was {'kept' if decision['kept'] else 'dropped'}"
+    return "\n".join([head, *(f"  {name:<{width}}  {said}" for name, said in lines.items())])
+
+
+def _score(column: pa.ChunkedArray, value: float) -> str:
+    """A score and its percentile: the share of the pool that is lower, equal ones counting half."""
+    lower, equal = (pc.sum(compare(column, value)).as_py() for compare in (pc.less, pc.equal))
+    return f"{value:.4g}, percentile {100 * (lower + equal / 2) / len(column):.1f} of the pool"
+
+
+def _quarantined(pair: dict[str, str | bytes | None]) -> str:
+    caption = pair["caption"]
+    text = caption.decode(errors="replace") if isinstance(caption, bytes) else caption
+    return (
+        f"{pair['uid']} was quarantined before anything was selected\n  caption  {text}\n  stage    {pair['stage']}\n"
+        f"  error    {pair['error']}"
+    )
+
+
+def _caption(folder: Path, uid: str, cache: Path) -> str:
+    """From the pool, or from the kept pairs where the cache is gone; a refined one beside it."""
+    pool = json.loads((folder / "provenance.json").read_text())["pool"]
+    whole, kept = cache / "pools" / pool / "pairs.arrow", folder / "pairs.arrow"
+    captions = [
+        table["caption"][int(rows[0])].as_py()
+        for file in (whole, kept)
+        if file.is_file() and len(rows := _rows(table := Pairs.open(file).table, uid))
+    ]
+    if not captions:
+        return f"not at hand: no {whole}"
+    return captions[0] if captions[0] == captions[-1] else f"{captions[0]} (refined: {captions[-1]})"
+
+
+def _near(decisions: pa.Table, quarantine: pa.Table | None, uid: str) -> str:
+    """The uids that share most with it, among those beside it in order and those with its first or last half."""
+    tables = [decisions] if quarantine is None else [decisions, quarantine]
+    known = pa.chunked_array([chunk.cast(pa.large_string()) for table in tables for chunk in table["uid"].chunks])
+    known = known.drop_null()
+    half = max(1, len(uid) // 2)
+    before = pc.sum(pc.less(decisions["uid"], uid)).as_py() or 0  # decisions are sorted by uid
+    like = pc.or_(pc.starts_with(known, uid[:half]), pc.ends_with(known, uid[-half:]))
+    beside = decisions["uid"].slice(max(0, before - _NEAR), 2 * _NEAR).to_pylist()
+    candidates = dict.fromkeys([*beside, *known.filter(like).slice(0, 10_000).to_pylist()])
+    near = difflib.get_close_matches(uid, candidates, n=_NEAR, cutoff=0)
+    return f"; near it are {', '.join(near)}" if near else ""

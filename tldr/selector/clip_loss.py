@@ -1,0 +1,71 @@
+"""negCLIPLoss, formerly s-CLIPLoss (Wang et al. 2024, arXiv 2405.19547): the CLIP score, less what the pair's picture
+and caption score with others.
+
+    s_ii - T/2 [log sum_j exp(s_ij / T) + log sum_j exp(s_ji / T)]
+
+over the j of a random batch, its own i with them, in the mean over several divisions of the pool into batches. A
+caption that fits every picture (*image*) has a high score with all of them and loses it here. T is the temperature at
+which the scorer was trained; its batch is that of OpenAI's CLIP.
+
+Shapes: N pairs, B of a batch, E width of the embedding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tldr.pairs import Pairs
+from tldr.selector.base import Selection, Selector, best
+from tldr.signal.sphere import unit_rows
+from tldr.signal.store import Signals
+
+_BLOCK = 1024  # pictures compared with a batch of captions at once: 128 MiB for 32,768 of them
+
+
+class ClipLoss(Selector):
+    """The best by negCLIPLoss over embeddings of the dual encoder ``scorer``, at ``temperature``, in batches of
+    ``batch_size`` (the pool divided evenly; a smaller pool is one batch) and the mean of ``shuffles`` divisions."""
+
+    def __init__(
+        self, *, scorer: str = "clip", temperature: float = 0.01, batch_size: int = 32_768, shuffles: int = 10
+    ) -> None:
+        if temperature <= 0:
+            raise ValueError(f"selector.temperature={temperature} must be above 0; OpenAI's CLIP ended at 0.01")
+        if batch_size < 2 or shuffles < 1:
+            raise ValueError("selector.batch_size must be at least 2 and selector.shuffles at least 1")
+        self.temperature, self.batch_size, self.shuffles = temperature, batch_size, shuffles
+        self.image, self.text = f"{scorer}.embedding", f"{scorer}.text_embedding"
+        self.needs = (self.image, self.text)
+
+    def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
+        """Divide the pool ``shuffles`` times, average, and keep the top."""
+        assert signals is not None
+        image, text = (torch.from_numpy(unit_rows(pool, signals, name)) for name in (self.image, self.text))
+        score = (image * text).sum(1).numpy()
+        batches = -(-len(pool) // self.batch_size)
+        rng, total = np.random.default_rng(seed), np.zeros(len(pool))
+        times = self.shuffles if batches > 1 else 1  # one batch is the same however it is shuffled
+        for _ in range(times):
+            for rows in np.array_split(rng.permutation(len(pool)), batches):
+                total[rows] += self.normaliser(image[torch.from_numpy(rows)], text[torch.from_numpy(rows)])
+        others = (total / times).astype(np.float32)
+        merit = score - others
+        rows, cut = best(merit, keep)
+        reasons = [
+            f"negCLIPLoss {m:.4g}: CLIP score {s:.3g} less {o:.3g} for the batch; cut at {cut:.4g}"
+            for m, s, o in zip(merit, score, others, strict=True)
+        ]
+        return Selection(rows, reasons, {"clip_loss": merit, "clip_score": score})
+
+    def normaliser(self, image: Tensor, text: Tensor) -> np.ndarray:
+        """(B,) what is taken from the score in a batch of unit vectors (B, E), in blocks of its pictures."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        image, text = image.to(device), text.to(device)
+        by_image, by_text = [], torch.full((len(text),), -torch.inf, device=device)
+        for block in image.split(_BLOCK):
+            logits = block @ text.T / self.temperature  # (b, B)
+            by_image.append(logits.logsumexp(1))
+            by_text = torch.logaddexp(by_text, logits.logsumexp(0))
+        return (self.temperature / 2 * (torch.cat(by_image) + by_text)).cpu().numpy()

@@ -1,0 +1,129 @@
+"""What all of several selectors, or any of them, would keep. DataComp's best filter is an intersection (Gadre et al.
+2023, arXiv 2304.14108, section 5).
+
+Every step keeps its best m of the pool, with the smallest m for which at least ``keep`` pairs are kept by all of them
+(`Intersect`) or by any (`Union`). m is found by bisection, some log2(N) runs of every step. It is the smallest where a
+step that keeps more keeps all that it kept before, as by a score; else it is a number that does where one less does
+not. Pairs beyond ``keep`` are dropped again: those that m - 1 would not give, the last by uid first.
+
+Shapes: N pairs of the pool, S steps.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from tldr.pairs import Pairs
+from tldr.selector.base import Combination, Selection, Target
+from tldr.signal.store import Signals
+
+
+class _Vote(Combination):
+    """A pair is found that at least `votes` steps have among their best m."""
+
+    @property
+    @abstractmethod
+    def votes(self) -> int:
+        """How many steps it takes."""
+
+    @abstractmethod
+    def bounds(self, total: int, keep: int) -> tuple[int, int]:
+        """The smallest m that may give ``keep`` of ``total`` pairs, and one that surely does."""
+
+    def choose(
+        self,
+        pool: Pairs,
+        signals: Signals | None,
+        *,
+        keep: int,
+        seed: int,
+        target: Target | None = None,
+        writer: Any = None,
+    ) -> Selection:
+        """Every step sees the whole pool, so that all scores are known; ``cluster`` is that of the first step that has
+        clusters."""
+
+        def run(depth: int) -> tuple[list[Selection], np.ndarray]:
+            """What the steps say when each keeps ``depth`` pairs, and (S, N) whether they do."""
+            told = [
+                step(pool, signals, keep=depth, seed=seed, target=target, writer=writer) for step in self.steps.values()
+            ]
+            held = np.zeros((len(told), len(pool)), bool)
+            for one, row in zip(told, held, strict=True):
+                row[one.rows] = True
+            return told, held
+
+        low, depth = self.bounds(len(pool), keep)
+        low -= 1  # too few, from here on
+        enough, before = None, None
+        while depth - low > 1:
+            middle = (low + depth) // 2
+            tried = run(middle)
+            found = tried[1].sum(0) >= self.votes
+            if found.sum() >= keep:
+                depth, enough = middle, tried
+            else:
+                low, before = middle, found
+        told, held = enough or run(depth)
+        found = held.sum(0) >= self.votes
+        rows = np.flatnonzero(found)
+        if len(rows) > keep:
+            if before is None:
+                before = run(low)[1].sum(0) >= self.votes if low else np.zeros(len(pool), bool)
+            rows = np.sort(rows[np.argsort(~before[rows], kind="stable")[:keep]])
+        kept = np.zeros(len(pool), bool)
+        kept[rows] = True
+        reasons = self._reasons(told, held, found, kept, depth)
+        scores = {}
+        for name, one in zip(self.steps, told, strict=True):
+            scores |= {f"{name}.{key}": values for key, values in one.scores.items() if key != "cluster"}
+            if "cluster" in one.scores:
+                scores.setdefault("cluster", one.scores["cluster"])
+        return Selection(rows, reasons, scores)
+
+    def _reasons(
+        self, told: list[Selection], held: np.ndarray, found: np.ndarray, kept: np.ndarray, depth: int
+    ) -> list[str]:
+        """The reasons of the steps that decided: those that have a pair which was found, or have not the others."""
+        reasons = []
+        for row, votes in enumerate(held.T):
+            decided = [
+                f"of {name}: {one.reasons[row]}"
+                for name, one, vote in zip(self.steps, told, votes, strict=True)
+                if vote == found[row]
+            ]
+            where = f"{'' if found[row] else 'not '}among the best {depth} {'; '.join(decided)}"
+            spare = found[row] and not kept[row]
+            reasons.append(
+                f"one of {found.sum() - kept.sum()} too many, the last to come in; {where}" if spare else where
+            )
+        return reasons
+
+
+class Intersect(_Vote):
+    """The pairs that all ``steps`` keep."""
+
+    @property
+    def votes(self) -> int:
+        """All of them."""
+        return len(self.steps)
+
+    def bounds(self, total: int, keep: int) -> tuple[int, int]:
+        """At least ``keep`` each; with the whole pool, all are found."""
+        return keep, total
+
+
+class Union(_Vote):
+    """The pairs that any of ``steps`` keeps."""
+
+    @property
+    def votes(self) -> int:
+        """One."""
+        return 1
+
+    def bounds(self, total: int, keep: int) -> tuple[int, int]:
+        """At least an equal part each; with ``keep``, one step does."""
+        return -(-keep // len(self.steps)), keep

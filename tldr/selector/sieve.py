@@ -1,0 +1,220 @@
+"""Sieve (Mahmoud et al. 2024, arXiv 2310.02110, section 3): keep the pairs whose caption says what a captioner, trained
+on clean data, says of the picture.
+
+The captioner draws several captions; the score is the highest similarity of one to the caption that was found. Phrases
+that speak of the medium (*a photo of*) are taken out of both first, at the borders of words. The score may be fused
+with the CLIP score, each brought to [0, 1] by its lowest and highest value in the pool.
+
+Similarity is the cosine of a sentence encoder's embeddings; the source has all-MiniLM-L6-v2 (mean of the tokens).
+Without one it is that of TF-IDF vectors of words and bigrams, which sees the same words and no synonyms.
+
+Shapes: N pairs, D captions drawn for each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
+
+from tldr.data.phrases import ids, words
+from tldr.pairs import Pairs
+from tldr.selector.base import Selection, Selector, best
+from tldr.signal.store import Signals
+
+MEDIUM = ("an image of", "a photo of", "stock photo", "photo stock", "a photo", "an image", "image", "photo")
+
+
+class Writer(Protocol):
+    """Who writes captions: the task's captioner."""
+
+    def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
+        """A caption for each pair's picture, another for another ``draw``."""
+        ...
+
+
+class Sieve(Selector):
+    """``draws`` captions of the main scorer for every pair, or those of the pool's column ``captions``, one or a list
+    each; ``sentence_encoder``: a transformers checkpoint, folder or id (None: TF-IDF); ``batch_size`` of its texts;
+    ``medium``: phrases taken out (None: the source's); ``clip_weight``: of the CLIP score of ``scorer`` in the sum,
+    inside [0, 1]; the source has 0 and 0.5."""
+
+    def __init__(
+        self,
+        *,
+        draws: int = 8,
+        captions: str | None = None,
+        sentence_encoder: str | None = None,
+        batch_size: int = 256,
+        medium: Sequence[str] | None = None,
+        clip_weight: float = 0.0,
+        scorer: str = "clip",
+    ) -> None:
+        if draws < 1 or batch_size < 1:
+            raise ValueError("selector.draws and selector.batch_size must be at least 1")
+        if not 0 <= clip_weight <= 1:
+            raise ValueError(f"selector.clip_weight={clip_weight}: a share of the sum, inside [0, 1]")
+        self.draws, self.captions, self.sentence_encoder, self.batch_size = (
+            draws,
+            captions,
+            sentence_encoder,
+            batch_size,
+        )
+        phrases = MEDIUM if medium is None else medium
+        self.medium = rf"(?i)\b(?:{'|'.join(map(re.escape, phrases))})\b" if phrases else None
+        self.clip_weight, self.signal = clip_weight, f"{scorer}.alignment"
+        self.needs = (self.signal,) if clip_weight else ()
+        self.needs_writer = captions is None
+
+    def check(self, pool: Pairs) -> None:
+        """Raises ValueError where the pool has no such column of captions, or one that holds no text."""
+        super().check(pool)
+        if self.captions is not None:
+            self._read(pool)
+
+    def choose(
+        self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, writer: Writer | None = None
+    ) -> Selection:
+        """Have captions written, compare, and keep the top."""
+        if self.captions is None:
+            assert writer is not None
+            drawn = [pa.array(writer.write(pool, draw=draw), pa.large_string()) for draw in range(self.draws)]
+            row = np.tile(np.arange(len(pool)), self.draws)
+            text = pa.concat_arrays(drawn)
+        else:
+            row, text = self._read(pool)
+        found, plain = self.strip(pool.captions.combine_chunks()), self.strip(text)
+        encoder = self.sentence_encoder
+        if encoder is None:
+            # As many texts at once as there are captions, for memory's sake.
+            slices = range(0, len(row), len(pool))
+            parts = [tf_idf(found, plain.slice(s, len(pool)), row[s : s + len(pool)]) for s in slices]
+            cosine = np.concatenate([np.empty(0), *parts])
+        else:
+            one, other = (embed(part, encoder, self.batch_size) for part in (found, plain))
+            cosine = np.einsum("ne,ne->n", one[row], other)
+        cosine[pc.equal(plain, "").to_numpy(zero_copy_only=False)] = 0  # nothing was said
+
+        order = np.lexsort((-cosine, row))
+        have, start = np.unique(row[order], return_index=True)
+        chosen = np.full(len(pool), -1)
+        chosen[have] = order[start]
+        score = np.zeros(len(pool), np.float32)
+        score[have] = cosine[order[start]]
+        merit, scores, fused = score, {"sieve": score}, [""] * len(pool)
+        if self.clip_weight:
+            assert signals is not None
+            clip = signals[self.signal].read().astype(np.float32)
+            merit = (1 - self.clip_weight) * scaled(score) + self.clip_weight * scaled(clip)
+            scores |= {self.signal: clip, "fused": merit}
+            fused = [f", with CLIP score {c:.3g} {m:.3g}" for c, m in zip(clip, merit, strict=True)]
+        rows, cut = best(merit, keep)
+        said = text.take(pa.array(np.maximum(chosen, 0))).to_pylist() if len(text) else [""] * len(pool)
+        reasons = [
+            (f"similarity {s:.3g} to {told!r}" if c >= 0 else "nothing was written") + f"{more}, cut at {cut:.3g}"
+            for s, told, c, more in zip(score, said, chosen, fused, strict=True)
+        ]
+        return Selection(rows, reasons, scores)
+
+    def strip(self, text: pa.Array) -> pa.Array:
+        """Without phrases of the medium, in lower case, and without blanks at the ends."""
+        if self.medium is not None:
+            text = pc.replace_substring_regex(text, self.medium, "")
+        return pc.utf8_trim_whitespace(pc.utf8_lower(text))
+
+    def _read(self, pool: Pairs) -> tuple[np.ndarray, pa.Array]:
+        """The row (n,) and text (n,) of every caption in the column."""
+        assert self.captions is not None
+        names = pool.table.column_names
+        if self.captions not in names:
+            raise ValueError(
+                f"selector.captions={self.captions}: the pool has no such column; it has {', '.join(names)}; null has "
+                "captions written"
+            )
+        column = pool.table[self.captions].combine_chunks()
+        column = column if isinstance(column, pa.Array) else column.chunk(0)
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            row, text = pc.list_parent_indices(column), pc.list_flatten(column)
+        else:
+            row, text = pa.array(np.arange(len(column))), column
+        if not (pa.types.is_string(text.type) or pa.types.is_large_string(text.type)):
+            raise ValueError(f"selector.captions={self.captions} holds {text.type}, not texts or lists of texts")
+        told = pc.is_valid(text)
+        return row.filter(told).to_numpy(zero_copy_only=False), text.filter(told).cast(pa.large_string())
+
+
+def scaled(values: np.ndarray) -> np.ndarray:
+    """(N,) brought to [0, 1] by the lowest and the highest; 0 where all are equal."""
+    width = values.max() - values.min()
+    return (values - values.min()) / (width if width != 0 else 1)
+
+
+def tf_idf(found: pa.Array, text: pa.Array, row: np.ndarray) -> np.ndarray:
+    """(n,) cosine of each ``text`` (n,) and the caption ``found`` (N,) at its ``row`` (n,), by words and bigrams: their
+    number, times log((1 + N) / (1 + df)) + 1 for the df captions found that have them."""
+    one, other = words(found), words(text)
+    vocabulary = pc.unique(pa.concat_arrays([one[1], other[1]]))
+    first, second = (_terms(at, ids(word, vocabulary), len(vocabulary) + 1) for at, word in (one, other))
+    term, frequency = np.unique(first[1], return_counts=True)
+
+    def weigh(at: np.ndarray, terms: np.ndarray, number: np.ndarray, texts: int) -> np.ndarray:
+        place = np.minimum(np.searchsorted(term, terms), max(0, len(term) - 1))
+        known = term[place] == terms if len(term) else np.zeros(len(terms), bool)
+        df = np.where(known, frequency[place] if len(term) else 0, 0)
+        weight = number * (np.log((1 + len(found)) / (1 + df)) + 1)
+        length = np.sqrt(np.bincount(at, weight**2, texts))
+        return weight / np.maximum(length[at], 1e-12)
+
+    mine, theirs = weigh(*first, len(found)), weigh(*second, len(text))
+    # Terms numbered anew, so that caption and term make one number, by which both sides are joined.
+    names, number = np.unique(np.concatenate([first[1], second[1]]), return_inverse=True)
+    key = first[0] * len(names) + number[: len(first[1])]  # sorted, as the terms of a caption are
+    wanted = row[second[0]] * len(names) + number[len(first[1]) :]
+    place = np.minimum(np.searchsorted(key, wanted), max(0, len(key) - 1))
+    if not len(key):
+        return np.zeros(len(text))
+    product = np.where(key[place] == wanted, mine[place] * theirs, 0)
+    return np.bincount(second[0], product, len(text))
+
+
+def _terms(at: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Words and bigrams of texts, sorted: text, term, how often. Term w is a word, (w + 1) ``size`` + v a bigram."""
+    beside = np.flatnonzero(at[1:] == at[:-1])
+    text = np.concatenate([at, at[beside]])
+    term = np.concatenate([token, (token[beside] + 1) * size + token[beside + 1]])
+    order = np.lexsort((term, text))
+    text, term = text[order], term[order]
+    new = np.flatnonzero(np.r_[True, (text[1:] != text[:-1]) | (term[1:] != term[:-1])][: len(text)])
+    return text[new], term[new], np.diff(np.r_[new, len(text)])
+
+
+@torch.inference_mode()
+def embed(texts: pa.Array, checkpoint: str, batch_size: int) -> np.ndarray:
+    """(n, E) float32 unit vectors: the mean of the last states over a text's tokens. Texts that recur are read once."""
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+        model: Any = AutoModel.from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"selector.sentence_encoder={checkpoint} is no transformers checkpoint: {error}") from error
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device).eval()
+    coded = texts.dictionary_encode()
+    different = coded.dictionary.to_pylist()
+    vectors = []
+    for start in range(0, len(different), batch_size):
+        batch = tokenizer(different[start : start + batch_size], padding=True, truncation=True, return_tensors="pt").to(
+            device
+        )
+        mask = batch["attention_mask"][..., None]
+        states = model(**batch).last_hidden_state
+        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        vectors.append(F.normalize(mean.float(), dim=-1).cpu().numpy())
+    return np.concatenate(vectors)[coded.indices.to_numpy()]

@@ -1,0 +1,55 @@
+"""Selectors that are made of others (`tldr.selector.base.Combination`) name them on the command line:
+``selector=chain selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``. Here names become configurations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+Load = Callable[[Path], Mapping[str, Any]]
+
+
+def named_steps(selector: Mapping[str, Any], folder: Path, load: Load) -> dict[str, Any]:
+    """The configuration of a selector with each of its ``steps``, a name or ``{name: options}``, replaced by what
+    ``load`` reads from ``folder/name.yaml``; ``names`` holds their names. One without a list of steps is returned as it
+    is. Raises ValueError for a name that is not there, or an option that it does not take."""
+    steps = selector.get("steps")
+    if isinstance(steps, str):
+        raise ValueError(f"selector.steps={steps}: it is a list, selector.steps=[{steps}]")
+    if not isinstance(steps, list) or not any(isinstance(step, str | Mapping) for step in steps):
+        return dict(selector)
+    pairs = [_step(step, folder, load) for step in steps]
+    names = selector.get("names") or [name for name, _ in pairs]
+    return {**selector, "steps": [config for _, config in pairs], "names": names}
+
+
+def _step(step: Any, folder: Path, load: Load) -> tuple[str, dict[str, Any]]:
+    if isinstance(step, Mapping) and "_target_" in step:
+        return str(step["_target_"]).split(".")[-2], named_steps(step, folder, load)
+    if isinstance(step, str):
+        name, options = step, {}
+    elif isinstance(step, Mapping) and len(step) == 1:
+        name, options = next(iter(step.items()))
+        options = options or {}
+    else:
+        raise ValueError(f"selector.steps has {step!r}; a step is a name or {{name: {{option: value}}}}")
+    choices = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in choices:
+        raise ValueError(f"selector.steps has {name!r}; choose from {', '.join(choices)}")
+    config = dict(load(folder / f"{name}.yaml"))
+    for option in options:
+        if option not in config:
+            known = ", ".join(key for key in config if key != "_target_")
+            raise ValueError(f"selector.steps: {name} has no option {option!r}; it has {known or 'none'}")
+    return name, named_steps({**config, **options}, folder, load)
+
+
+def plain_folder(out: str) -> str:
+    """An output folder without the signs of lists and mappings, which a command that is given the folder would read as
+    such: ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``."""
+    parent, slash, name = out.rpartition("/")
+    if not re.search(r"[\[{]", name):
+        return out
+    return parent + slash + re.sub(r"-?[\[\]{}:,]+[\[\]{}:, ]*", "-", name).replace("-__", "__").rstrip("-")
