@@ -1,5 +1,5 @@
-"""What methods are to be compared with: selections that are no methods. Those that need more than a pool and its signals
-(the ground truth, all pairs) choose rows; length bins are a selector around another one.
+"""What methods are to be compared with: selections that are no methods. Two of them choose rows of a pool, one with the
+ground truth before its eyes; length bins are a selector around another one.
 
 Shapes: N pairs, n = keep.
 """

@@ -60,10 +60,11 @@ def report(rows: Sequence[Row], cfg: dict[str, Any]) -> tuple[str, dict[str, Any
     mean = f"mean of {score}" if len(cfg["score"]) > 1 else score
     parts.append(
         f"# {data}: {mean}\n\n"
-        "Score: mean over seeds ± half of its 95 % interval (Student). Verdicts: of the mean difference, paired over seeds, "
-        "at 95 %, not corrected for their number; in brackets the seeds. `recommend`: the compression at which the fitted "
-        f"loss against full first exceeds {cfg['tolerance']:g} points, its interval by a bootstrap over seeds; not beyond what "
-        "was measured. Cost: as if nothing had been found in a cache; FLOPs are those of networks alone."
+        "Score: mean over seeds ± half of its 95 % interval (Student). Verdicts: of the mean difference, paired over "
+        "seeds, at 95 %, not corrected for their number; in brackets the seeds. `recommend`: the compression at which "
+        f"the fitted loss against full first exceeds {cfg['tolerance']:g} points, its interval by a bootstrap over "
+        "seeds; not beyond what was measured. Cost: as if nothing had been found in a cache; FLOPs are those of "
+        "networks in all stages but `select`, which is in seconds alone."
     )
     for model, budget, part in groups(rows):
         curves = advice_of(part, cfg["tolerance"])
@@ -126,8 +127,8 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 def figure(rows: Sequence[Row], tolerance: float, path: Path) -> Path:
-    """Score against compression, a panel for each model and budget: points with intervals, the fitted curves, all pairs as
-    a line with its interval."""
+    """Score against compression, a panel for each model and budget: points with intervals, the fitted curves, all pairs
+    as a line with its interval."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     names = list(dict.fromkeys(row["selector"] for row in rows if row["compression"]))
@@ -178,13 +179,13 @@ def log_rows(rows: Sequence[Row], cfg: dict[str, Any], logger: Callable[..., Log
         tracker = logger(name=f"{cfg['data']}-{model}-{budget}", job_type="reduction", save_dir=out)
         tracker.log_hyperparams({**cfg, "model": model, "budget": budget})
         for step, row in enumerate(part):
-            numbers = {key: value for key, value in row.items() if isinstance(value, int | float)}
+            numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
             tracker.log_metrics(numbers, step=step)
         run = live_run(tracker.experiment)  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
         if run is not None:
             import wandb
 
-            columns = list(dict.fromkeys(key for row in part for key in row))
+            columns: list[Any] = list(dict.fromkeys(key for row in part for key in row))
             run.log({"rows": wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in part])})
         finish(tracker)
 

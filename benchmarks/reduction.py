@@ -2,11 +2,11 @@
 
     python benchmarks/reduction.py data=cifar_scenes selectors=[tldr,semdedup] models=[clip] compressions=[0.75]
 
-benchmarks/conf/reduction.yaml tells what there is to set. Every method selects once for each compression and seed, whatever
-is trained on it; all train with the same models, for equal steps at several budgets and for equal epochs. A row is kept
-as soon as it is finished: run again, only what is missing is computed (dry=true lists it). In the end: rows.parquet
-and rows.csv, tables with intervals and verdicts paired over seeds, what it cost, how far to reduce (`results.md`), and
-a figure.
+benchmarks/conf/reduction.yaml tells what there is to set. Every method selects once for each compression and seed,
+whatever is trained on it; all train with the same models, for equal steps at several budgets and for equal epochs. A
+row is kept as soon as it is finished: run again, only what is missing is computed (dry=true lists it). In the end:
+rows.parquet and rows.csv, tables with intervals and verdicts paired over seeds, what it cost, how far to reduce
+(`results.md`), and a figure.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ def left(pairs: Pairs) -> dict[str, float]:
 
 
 def costs(stages: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Seconds and FLOPs of every kind, as if nothing had been found in a cache; None where the cost of what was found is
-    not known. Reading the pool, which all do, and reports are not among them."""
+    """Seconds and FLOPs of every kind, as if nothing had been found in a cache; None where the cost of what was found
+    is not known. Reading the pool, which all do, and reports are not among them."""
     found: dict[str, float | None] = {}
     for unit in ("seconds", "flops"):
         for kind in KINDS:
@@ -240,10 +240,11 @@ def main(overrides: list[str]) -> None:
             factory = arguments("train", *bench.pool, f"logger={cfg['logger']}", *offline)[0]["logger"]
             log_rows(rows, cfg, factory, bench.out)
     print(
-        f"\n{came} runs in {time.perf_counter() - start:.0f} s; see {bench.out}: rows.parquet, results.md, reduction.png"
+        f"\n{came} runs in {time.perf_counter() - start:.0f} s; wrote {bench.out}/: rows.parquet, rows.csv, results.md"
     )
-    for name, why in bench.failed.items():
-        print(f"left out: {name}: {why}")
+    for why in dict.fromkeys(bench.failed.values()):
+        names = [name for name in bench.failed if bench.failed[name] == why]
+        print(f"left out: {', '.join(names)}: {why}")
     if any(not why.startswith("no control") for why in bench.failed.values()):
         raise SystemExit(1)
 

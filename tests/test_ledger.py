@@ -74,13 +74,15 @@ def test_a_result_that_failed_has_no_cost(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_meter_counts_one_batch_and_multiplies():
+def test_the_meter_counts_a_few_batches_and_multiplies():
     """A product of (rows, 8) and (8, 5) needs 2 * 8 * 5 FLOPs a row; backward, as much for either factor."""
-    weight, meter = torch.ones(8, 5, requires_grad=True), Meter()
-    for rows in (4, 4, 2):
+    weight, meter = torch.ones(8, 5, requires_grad=True), Meter(batches=2)
+    for rows, width in ((4, 8), (4, 4), (2, 1)):
         with meter.batch(rows):
-            (torch.ones(rows, 8, requires_grad=True) @ weight).sum().backward()
-    assert meter.flops == 10 * 3 * 2 * 8 * 5
+            (torch.ones(rows, width, requires_grad=True) @ weight[:width]).sum().backward()
+    assert meter.per_row == 3 * 2 * 6 * 5  # 8 and 4 wide: 6 in the mean
+    assert meter.flops == 10 * meter.per_row
+    assert not meter.counting
 
 
 def test_the_attention_of_cpus_counts():

@@ -1,5 +1,5 @@
-"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen, FLOPs of networks. A method that takes
-more to select than it saves in training should be seen to.
+"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen, FLOPs of networks. A method that
+takes more to select than it saves in training should be seen to.
 
 FLOPs are those of matrix products, convolutions and attention (`torch.utils.flop_counter`), as they were done:
 recomputing for memory's sake counts. What k-means or a sort takes is in the seconds alone.
@@ -84,25 +84,37 @@ def _remember(entry: Stage, file: Path) -> None:
 
 
 class Meter:
-    """FLOPs of many batches that are alike: the first is counted operation by operation, which takes time; the others
-    are taken to need as much for each row."""
+    """FLOPs of many batches that are alike but for the length of their captions: the first few are counted operation by
+    operation, which takes time; the others are taken to need as much for each row."""
 
-    def __init__(self) -> None:
-        self.rows = 0
-        self.per_row: float | None = None
+    def __init__(self, *, batches: int = 3) -> None:
+        self.batches, self.rows = batches, 0
+        self._counted = [0, 0]  # rows, FLOPs
+
+    @property
+    def counting(self) -> bool:
+        """Will the next batch be counted?"""
+        return self.batches > 0
+
+    @property
+    def per_row(self) -> float:
+        """As far as is known."""
+        rows, flops = self._counted
+        return flops / max(1, rows)
 
     @property
     def flops(self) -> float:
         """Of all batches so far."""
-        return self.rows * (self.per_row or 0.0)
+        return self.rows * self.per_row
 
     @contextmanager
     def batch(self, rows: int) -> Iterator[None]:
         """What happens inside is the work on ``rows`` of them."""
-        if self.per_row is None:
+        if self.counting:
             with _counter() as counter:
                 yield
-            self.per_row = counter.get_total_flops() / rows
+            self.batches -= 1
+            self._counted = [self._counted[0] + rows, self._counted[1] + counter.get_total_flops()]
         else:
             yield
         self.rows += rows

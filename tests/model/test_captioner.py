@@ -364,14 +364,25 @@ def test_fine_tuning_keeps_the_null_image_and_goes_on_with_the_codebook(trained,
 
 
 @torch.no_grad()
-def test_the_joint_feature_is_the_state_at_the_end_of_the_text(trained, batch):
+def test_the_joint_feature_is_the_state_at_the_end_of_the_text_and_how_it_fits(trained, batch):
     joint = trained.joint(batch["images"], CAPTIONS)
-    assert joint.shape == (B, trained.joint_width) == (B, 24)
+    assert joint.shape == (B, trained.joint_width) == (B, 48)
     for i, caption in enumerate(CAPTIONS):  # alone, and so without pads
         tokens, _ = trained._tokenize([caption])
-        states = trained.decoder(tokens, image=trained.encode(batch["images"][i : i + 1])[0], causal=True)
-        torch.testing.assert_close(joint[i], states[0, -1], rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(trained.joint(batch["images"].roll(1, 0), CAPTIONS), joint, atol=1e-2)
+        image = trained.encode(batch["images"][i : i + 1])[0]
+        seen, blind = (
+            trained.decoder(tokens, image=view, causal=True)[0] for view in (image, trained.null.expand_as(image))
+        )
+        torch.testing.assert_close(joint[i, :24], seen[-1], rtol=1e-4, atol=1e-4)
+        fit = torch.zeros(24)
+        for state, before, word in zip(seen, blind, tokens[0, 1:], strict=False):
+            embedding = trained.decoder.words.weight[word]
+            embedding = (embedding - embedding.mean()) / embedding.std(correction=0)
+            fit += (trained.decoder.head(state) - trained.decoder.head(before)) * embedding / (len(seen) - 1) ** 0.5
+        torch.testing.assert_close(joint[i, 24:], fit, rtol=1e-3, atol=1e-3)
+    other = trained.joint(batch["images"].roll(1, 0), CAPTIONS)
+    assert not torch.allclose(other[:, :24], joint[:, :24], atol=1e-2)
+    assert not torch.allclose(other[:, 24:], joint[:, 24:], atol=1e-2)
     assert torch.equal(
         build(prompt="nothing").joint(batch["images"], CAPTIONS), build().joint(batch["images"], CAPTIONS)
     )

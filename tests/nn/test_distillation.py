@@ -124,7 +124,7 @@ def test_what_was_learned_comes_back_in_the_order_of_its_steps(tmp_path):
     rates = rng.random((2, 3), np.float32)
     mean, std = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.4], np.float32)
     flat = torch.cat([weight.flatten() for weight in start.values()]).numpy()
-    Distilled(images[order], labels[order], steps[order], rates, mean, std, flat, "lenet").save(tmp_path / "d.npz")
+    Distilled(images[order], labels[order], steps[order], rates, mean, std, flat, "lenet", 6).save(tmp_path / "d.npz")
     found = Distilled.load(tmp_path / "d.npz")
     sequence = found.sequence(found.build(2))
     wanted = torch.from_numpy((images - mean[:, None, None]) / std[:, None, None]).view(3, 2, 3, 16, 16)

@@ -1,4 +1,5 @@
-"""A pool of 240 pictures of 16 x 16: a blob of one of three colours somewhere on noise, which names its class."""
+"""A pool of 240 pictures of 16 x 16: a blob of one of three colours, the class, on a ground of any colour. A few real
+ones mislead: their grounds tell of nothing."""
 
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from tldr.selector.base import Made
 from tldr.selector.dataset_distillation import DatasetDistillation
 
 N, KEEP = 240, 6
-COLOURS = {"blue": (110, 110, 150), "green": (110, 150, 110), "red": (150, 110, 110)}  # not easy on such noise
+COLOURS = {"blue": (60, 60, 190), "green": (60, 190, 60), "red": (190, 60, 60)}
 CAPTIONS = {"blue": "some water", "green": "some grass", "red": "some fire"}
-SMALL = {"image_size": 16, "steps": 2, "passes": 2, "batch_size": 120}
+SMALL = {"image_size": 16, "width": 16, "steps": 2, "passes": 2, "batch_size": 120}
 BRIEF = SMALL | {"iterations": 2}
 
 
@@ -26,10 +27,10 @@ def blobs(count: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """(count, 3, 16, 16) uint8 and their classes."""
     rng = np.random.default_rng(seed)
     what = [sorted(COLOURS)[number % 3] for number in range(count)]
-    pictures = rng.integers(30, 226, (count, 16, 16, 3))
+    pictures = rng.integers(0, 256, (count, 1, 1, 3)) + rng.integers(-40, 41, (count, 16, 16, 3))
     for picture, name in zip(pictures, what, strict=True):
-        top, left = rng.integers(0, 9, 2)
-        picture[top : top + 7, left : left + 7] = COLOURS[name] + rng.integers(-60, 60, (7, 7, 3))
+        top, left = rng.integers(0, 10, 2)
+        picture[top : top + 7, left : left + 7] = COLOURS[name] + rng.integers(-60, 61, (7, 7, 3))
     return pictures.clip(0, 255).astype(np.uint8).transpose(0, 3, 1, 2), what
 
 
@@ -79,19 +80,19 @@ def real_steps(pool: Pairs, distilled: Distilled, passes: int, rate: float, seed
 
 
 def test_distilled_pictures_teach_more_than_as_many_real_ones(pool, tmp_path):
-    """Real ones take as many steps, or many more, at whatever rate is best on the test pictures."""
-    make(pool, tmp_path, iterations=150, passes=5, batch_size=60, lr=0.05, step_size=0.05)
+    """Real ones take as many steps, or four times as many, at the rate that is best on the very test pictures."""
+    make(pool, tmp_path, iterations=100, passes=5, batch_size=60)
     distilled = Distilled.load(tmp_path / "distilled.npz")
     best = max(
         np.mean([held_out(distilled, real_steps(pool, distilled, passes, rate, seed)) for seed in range(2)])
         for passes in (5, 20)
-        for rate in (0.05, 0.1, 0.2)
+        for rate in (0.02, 0.05, 0.1)
     )
     assert held_out(distilled, distilled.sequence(distilled.build(3))) > best + 0.1
 
 
 def test_a_fixed_beginning_is_kept_and_is_what_they_are_for(pool, tmp_path):
-    make(pool, tmp_path, iterations=60, lr=0.05, step_size=0.05, init="fixed")
+    make(pool, tmp_path, iterations=60, init="fixed")
     distilled = Distilled.load(tmp_path / "distilled.npz")
     net = distilled.build(3)
     steps = distilled.sequence(net)
@@ -214,6 +215,7 @@ def test_a_loss_that_grows_without_bounds_is_told(pool, tmp_path):
     [
         ({"network": "resnet"}, r"selector\.network='resnet'; choose from lenet, alexcifarnet"),
         ({"init": "zero"}, r"selector\.init='zero'; choose from random, fixed"),
+        ({"width": 0}, r"selector\.width=0 must be at least 1"),
         ({"passes": 0}, r"selector\.passes=0 must be at least 1"),
         ({"lr": 0}, r"selector\.lr=0 must be above 0"),
         ({"caption": "a photo"}, r"selector\.caption='a photo' has no \{class\}"),

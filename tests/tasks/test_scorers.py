@@ -43,7 +43,8 @@ def test_what_the_target_shows_is_chosen(command, project):
 def test_a_checkpoint_of_the_ecosystem_scores(command, project):
     """What a user has: a published CLIP, here one that transformers wrote."""
     picture = "model.image.backbone=vit +model.image.pre_norm=true +model.image.norm_eps=1e-5"
-    text = "model.text_pooling=end model.causal=true +model.text.pre_norm=true +model.text.embed_norm=false +model.text.norm_eps=1e-5"
+    text = "model.text_pooling=end model.causal=true +model.text.pre_norm=true +model.text.embed_norm=false"
+    text += " +model.text.norm_eps=1e-5"
     command(f"python train.py model=clip out=clip export=true logger=none {picture} {text}")
     folder = next((project / "clip").rglob("config.json")).parent
     said = command(f"python select.py selector=clip_score scorers.clip.checkpoint={folder} out=kept {QUICK}")

@@ -83,8 +83,8 @@ class Tokenizer:
 
     @classmethod
     def learn(cls, captions: Iterable[str], *, vocab_size: int = 8192) -> Tokenizer:
-        """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``; of no fewer than it needs
-        to spell whatever is in ASCII, also what no caption has: the questions of a later task are texts too."""
+        """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``; of no fewer than it
+        needs to spell what is in ASCII, also what no caption has: the questions of a later task are texts too."""
         tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])

@@ -3,9 +3,9 @@ which the loss against all pairs first exceeds a tolerance.
 
 The curve is d(x) = a x + b x^2, where d is the score less that of all pairs at the same seed, c the compression (share
 removed) and x = -log(1 - c): halving the data again is the same step wherever one stands, and at x = 0 a selection is
-all pairs, so d is 0. With a single compression b is 0. Least squares; the interval is a bootstrap over seeds (Efron 1979),
-whose deviations are widened by sqrt(n / (n - 1)), for a mean of n resampled seeds varies too little. With three seeds it
-remains a rough guide. Nothing is said beyond the largest compression that was measured.
+all pairs, so d is 0. With a single compression b is 0. Least squares; the interval is a bootstrap over seeds (Efron
+1979), whose deviations are widened by sqrt(n / (n - 1)), for a mean of n resampled seeds varies too little. With three
+seeds it remains a rough guide. Nothing is said beyond the largest compression that was measured.
 
 Shapes: n seeds, r compressions, B bootstrap samples, G points of the grid.
 """

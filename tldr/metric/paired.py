@@ -1,9 +1,9 @@
 """Is one better than the other, from a few runs of each? Means over seeds with Student's interval, and the paired test.
 
 Two methods that share a seed share the pool's draw, the model's first weights and the order of the data, so their
-difference varies less than either of them: the interval is that of the mean difference (Student 1908, "The probable error
-of a mean"). Distribution of t: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4. Nothing is
-corrected for the number of comparisons: of twenty that differ in nothing, one is called different.
+difference varies less than either of them: the interval is that of the mean difference (Student 1908, "The probable
+error of a mean"). Distribution of t: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
+Nothing is corrected for the number of comparisons: of twenty that differ in nothing, one is called different.
 
 Shapes: n seeds.
 """

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tldr.data.keywords import keywords
@@ -59,7 +60,7 @@ class Captioner(Model):
         self.image_size = self.image_encoder.image_size
         self.decoder = TextTransformer(len(self.tokenizer), image_width=width, **text)
         self.quantizer = Quantizer(width, **quantizer) if quantizer is not None else None
-        self.joint_width = self.decoder.width
+        self.joint_width = 2 * self.decoder.width
         self.keywords: list[str] = []
         self.null = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.null_share, self.label_smoothing, self.prompt = null_share, label_smoothing, prompt
@@ -162,11 +163,19 @@ class Captioner(Model):
         return {} if self.quantizer is None else {"codebook": self.quantizer.codebook}
 
     def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
-        """(B, 3, H, W) and B captions -> (B, joint_width), the decoder's state at the end of the text, when it has
-        read all of it. Pictures have no ``place``."""
+        """(B, 3, H, W) and B captions -> (B, joint_width): the decoder's state at the end of the text, and how the text
+        fits, dimension by dimension. A word's score is the product of the state before it and its embedding; what the
+        picture adds to that state (over no picture), times the embedding, summed over the words, is a vector whose sum
+        is near the pointwise mutual information that `signals` calls alignment. Pictures have no ``place``."""
         tokens, mask = self._tokenize(captions, prompt="")
-        states = self.decoder(tokens, image=self.encode(images)[0], causal=True)  # (B, T, D)
-        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+        image = self.encode(images)[0]
+        seen = self.decoder(tokens, image=image, causal=True)  # (B, T, D)
+        blind = self.decoder(tokens, image=self.null.to(image.dtype).expand_as(image), causal=True)
+        gain = self.decoder.head(seen[:, :-1]) - self.decoder.head(blind[:, :-1])
+        real = mask[:, 1:, None].to(gain.dtype)
+        words = F.layer_norm(self.decoder.words(tokens[:, 1:]), gain.shape[2:])  # entries of about 1, for heads
+        fit = (gain * words * real).sum(1) / real.sum(1).sqrt()
+        return torch.cat([seen[torch.arange(len(seen), device=seen.device), mask.sum(1) - 1], fit], 1)
 
     @torch.inference_mode()
     def generate(self, images: Tensor, *, prompt: str | None = None, **options: Any) -> list[str]:

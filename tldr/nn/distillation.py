@@ -27,7 +27,7 @@ Weights = dict[str, Tensor]
 
 
 class LeNet(nn.Sequential):
-    """(B, 3, S, S) -> (B, C): 60 thousand weights for 32 pixels. ``width`` are the channels of the first layer."""
+    """(B, 3, S, S) -> (B, C): 60 thousand weights for 32 pixels. ``width`` are the first layer's channels."""
 
     def __init__(self, *, image_size: int, classes: int, width: int = 6) -> None:
         if image_size < 16:
@@ -62,6 +62,7 @@ def _response_norm() -> nn.Module:
 
 
 NETWORKS = {"lenet": LeNet, "alexcifarnet": AlexCifarNet}
+WIDTHS = {"lenet": 6, "alexcifarnet": 64}  # of the released code
 
 
 def xavier(net: nn.Module, generator: torch.Generator) -> Weights:
@@ -94,7 +95,8 @@ class Steps:
 class Distilled:
     """What a maker learned and a PNG rounds off: ``images`` (n, 3, S, S), 1 is white, not clipped; ``labels`` (n,), the
     places of their classes; ``steps`` (n,), the batch of each; ``rates`` (E, T); ``mean`` and ``std`` (3,), with which
-    pictures are normalised; ``start`` (P,), the weights for which they were learned, empty for any; the ``network``."""
+    pictures are normalised; ``start`` (P,), the weights for which they were learned, empty for any; the name of the
+    ``network`` and its ``width``."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -104,6 +106,7 @@ class Distilled:
     std: np.ndarray
     start: np.ndarray
     network: str
+    width: int
 
     def save(self, file: Path) -> None:
         """Write ``distilled.npz``."""
@@ -115,11 +118,11 @@ class Distilled:
     def load(cls, file: Path) -> Distilled:
         """Read what `save` wrote."""
         with np.load(file) as arrays:
-            return cls(**{**arrays, "network": str(arrays["network"])})
+            return cls(**{**arrays, "network": str(arrays["network"]), "width": int(arrays["width"])})
 
     def build(self, classes: int) -> nn.Module:
         """The network for which they were learned."""
-        return NETWORKS[self.network](image_size=self.images.shape[-1], classes=classes)
+        return NETWORKS[self.network](image_size=self.images.shape[-1], classes=classes, width=self.width)
 
     def normalised(self, images: np.ndarray) -> Tensor:
         """(B, 3, S, S) of which 1, or as uint8 255, is white -> what the network sees."""

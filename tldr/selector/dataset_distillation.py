@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from tldr.atomic import atomic_path
 from tldr.data.loading import PairsDataset, ordered_loader
-from tldr.nn.distillation import NETWORKS, Distilled, Steps, unroll, xavier
+from tldr.nn.distillation import NETWORKS, WIDTHS, Distilled, Steps, unroll, xavier
 from tldr.pairs import DIGEST, Pairs, derive_uid
 from tldr.selector.base import Made, Maker
 from tldr.signal.store import Signals
@@ -40,9 +40,10 @@ INITS = ("random", "fixed")
 
 
 class DatasetDistillation(Maker):
-    """``labels`` is the pool's column of them. There are at most ``steps`` steps: the most that share the pictures of a
-    class evenly. ``step_size`` is where those of all steps begin; ``lr`` is Adam's, for pictures and step sizes (before
-    a softplus), halved after each tenth of the ``iterations``. An iteration averages over ``networks`` beginnings and
+    """``labels`` is the pool's column of them. ``network`` is one of `NETWORKS`, of ``width`` channels, null: as many
+    as the source's. There are at most ``steps`` steps: the most that share the pictures of a class evenly.
+    ``step_size`` is where those of all steps begin; ``lr`` is Adam's, for pictures and step sizes (before a
+    softplus), halved after each tenth of the ``iterations``. An iteration averages over ``networks`` beginnings and
     sees ``batch_size`` real pictures. ``caption`` is a template such as ``a photo of a {class}``, null: the one that
     the class has most often in the pool. ``remember=False`` saves memory and costs time (`unroll`)."""
 
@@ -52,15 +53,16 @@ class DatasetDistillation(Maker):
         labels: str = "label",
         caption: str | None = None,
         network: str = "lenet",
+        width: int | None = 24,
         image_size: int = 32,
         init: str = "random",
         networks: int = 1,
         steps: int = 10,
         passes: int = 3,
         step_size: float = 0.02,
-        iterations: int = 600,
-        lr: float = 0.01,
-        batch_size: int = 1024,
+        iterations: int = 300,
+        lr: float = 0.1,
+        batch_size: int = 256,
         remember: bool = True,
         device: str = "auto",
     ) -> None:
@@ -68,7 +70,8 @@ class DatasetDistillation(Maker):
             raise ValueError(f"selector.network={network!r}; choose from {', '.join(NETWORKS)}")
         if init not in INITS:
             raise ValueError(f"selector.init={init!r}; choose from {', '.join(INITS)}")
-        counts = {"networks": networks, "steps": steps, "passes": passes, "iterations": iterations}
+        self.width = WIDTHS[network] if width is None else width
+        counts = {"width": self.width, "networks": networks, "steps": steps, "passes": passes, "iterations": iterations}
         for name, value in {**counts, "batch_size": batch_size}.items():
             if value < 1:
                 raise ValueError(f"selector.{name}={value} must be at least 1")
@@ -77,7 +80,7 @@ class DatasetDistillation(Maker):
                 raise ValueError(f"selector.{name}={value} must be above 0")
         if caption is not None and "{class}" not in caption:
             raise ValueError(f"selector.caption={caption!r} has no {{class}}; write 'a photo of a {{class}}', or null")
-        NETWORKS[network](image_size=image_size, classes=2)  # raises where the pictures are too small
+        NETWORKS[network](image_size=image_size, classes=2, width=self.width)  # raises where the pictures are too small
         self.labels, self.caption, self.network, self.image_size = labels, caption, network, image_size
         self.init, self.networks, self.steps, self.passes = init, networks, steps, passes
         self.step_size, self.iterations, self.lr, self.batch_size = step_size, iterations, lr, batch_size
@@ -150,7 +153,11 @@ class DatasetDistillation(Maker):
         """Optimise pictures and rates; ``pixels`` (N, 3, S, S) and ``labels`` (N,) are real."""
         generator, device = torch.Generator().manual_seed(seed), self.device
         mean, std = _moments(pixels)
-        net = NETWORKS[self.network](image_size=self.image_size, classes=classes).requires_grad_(False).to(device)
+        net = (
+            NETWORKS[self.network](image_size=self.image_size, classes=classes, width=self.width)
+            .requires_grad_(False)
+            .to(device)
+        )
         size, each = self.image_size, keep // classes // count
         images = torch.randn(count, classes * each, 3, size, size, generator=generator).to(device).requires_grad_()
         own = torch.arange(classes, device=device).repeat_interleave(each).expand(count, -1)
@@ -194,6 +201,7 @@ class DatasetDistillation(Maker):
                 : None if self.init == "fixed" else 0
             ].numpy(),
             network=self.network,
+            width=self.width,
         )
 
     # ------------------------------------------------------------------------------------------------ the pairs

@@ -62,7 +62,7 @@ class StepBar(ProgressBar):
 
 
 class StepMeter(L.Callback):
-    """Counts the FLOPs of the first batch that is trained on, forward and backward."""
+    """Counts the FLOPs of the first few batches that are trained on, forward and backward."""
 
     def __init__(self) -> None:
         self.meter = Meter()
@@ -72,7 +72,7 @@ class StepMeter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begin to count."""
-        if self.meter.per_row is None:
+        if self.meter.counting:
             self._open.enter_context(self.meter.batch(len(batch["captions"])))
 
     def on_train_batch_end(
@@ -120,8 +120,8 @@ def fit(
     Every ``checkpoint_every`` steps (0: never) ``folder/last.ckpt`` is written, from which ``resume`` goes on if that
     run had the same ``identity``; without one it begins at the beginning. Raises ValueError naming what differs.
 
-    ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of one batch,
-    counted, times the batches.
+    ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of a few batches,
+    counted, times the rest.
     """
     identity = {} if identity is None else identity
     last = find_last(folder, identity) if resume else None
@@ -177,5 +177,5 @@ def fit(
         (folder / LAST).unlink(missing_ok=True)
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches
-        stage.flops = stage.images * (counter.meter.per_row or 0.0)
+        stage.flops = stage.images * counter.meter.per_row
     return module.eval(), file

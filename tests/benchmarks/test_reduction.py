@@ -1,0 +1,232 @@
+"""The harness, tiny: every row it promises is there, and no row is computed twice. What the numbers are, it shows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from tldr.pairs import Pairs
+from tldr.selector.base import Selection, Selector
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = [
+    "data=shapes", "size=240", "eval_images=8", 'overrides.data=["data.image_size=32"]', "models=[clip]",
+    'overrides.train=["image_size=32"]', 'overrides.select=["model.image.image_size=32","model.quantizer.after=2"]',
+    "scorer_steps=6", "batch_size=16", "budgets.short=4", "budgets.long=null", "budgets.epochs=null",
+    "compressions=[0.75]", "seeds=[0,1]", "logger=csv", "out=out", "cache=cache",
+]  # fmt: skip
+METHODS = ["full", "full_refined", "random", "oracle", "longest", "tldr_length_bins", "tldr"]
+
+
+def reduction(folder: Path, *more: str) -> str:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "reduction.py", *SETTINGS, *more], cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_row_for_every_run_and_none_twice(tmp_path):
+    out = tmp_path / "out"
+    assert "14 runs, 14 missing" in reduction(tmp_path, "dry=true")
+    assert not out.exists()
+    said = reduction(tmp_path)
+    assert said.count("$ python train.py") == said.count("$ python evaluate.py") == 14
+    assert said.count("$ python select.py") == 10  # longest and oracle take rows of full's pool
+
+    table = pl.read_parquet(out / "rows.parquet")
+    rows = {(row["selector"], row["seed"]): row for row in table.to_dicts()}
+    assert sorted(rows) == sorted((method, seed) for method in METHODS for seed in (0, 1))
+    for (method, _), row in rows.items():
+        assert row["pairs"] == (240 if method.startswith("full") else 60)
+        assert row["steps"] == 4
+        assert row["score"] == pytest.approx((row["retrieval/tr@1"] + row["retrieval/ir@1"]) / 2)
+        assert row["flops_train"] > 0
+        assert row["seconds_train"] > 0
+    assert rows["oracle", 0]["mismatched"] == rows["oracle", 0]["duplicates"] == 0
+    assert rows["full", 0]["mismatched"] == rows["full", 0]["duplicates"] == pytest.approx(0.4)
+    assert rows["longest", 0]["words"] == max(row["words"] for row in rows.values())
+    assert rows["tldr_length_bins", 0]["words"] == pytest.approx(rows["full", 0]["words"], rel=0.1)
+    assert rows["tldr", 0]["flops_scorer"] > 0 == rows["random", 0]["flops_scorer"]
+    assert rows["tldr", 0]["hash"] != rows["tldr", 1]["hash"]
+    assert len(pl.read_csv(out / "rows.csv")) == 14
+    pairs = Pairs.open(next(out.glob("selections/tldr_length_bins-*")))
+    assert pairs.provenance["names"]["selector"] == "tldr_length_bins"
+    reasons = pq.read_table(next(out.glob("selections/tldr_length_bins-*/decisions.parquet")))["reason"]
+    assert reasons[0].as_py().startswith("captions of ")
+
+    told = (out / "results.md").read_text()
+    assert told in said
+    assert "## clip, budget short (4 steps each), 75% removed" in told
+    assert all(f"| {method} | " in told for method in METHODS)
+    assert set(json.loads((out / "results.json").read_text())["advice"]["clip short"]) == set(METHODS[2:])
+    assert (out / "reduction.png").stat().st_size > 10_000
+    assert len(list(out.glob("csv/version_*/metrics.csv"))) == 1
+    assert not list(out.glob("runs/*/model.ckpt"))
+
+    lost = next(out.glob("rows/random-c0.75-s1-*.json"))
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    again = reduction(tmp_path)
+    assert again.count("$ python train.py") == 1
+    assert again.count("$ python select.py") == 0
+    assert json.loads(lost.read_text())["retrieval/tr@1"] == before["retrieval/tr@1"]
+    assert "14 runs, 0 missing" in (third := reduction(tmp_path))
+    assert "$ python" not in third
+
+
+# ---------------------------------------------------------------- its parts
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """The benchmark's own modules."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        yield {name: importlib.import_module(name) for name in ("_plan", "_controls", "_tables", "reduction")}
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture
+def cfg() -> dict[str, Any]:
+    return {
+        "data": "shapes", "selectors": ["tldr"], "controls": ["full", "random"], "refined": [],
+        "compressions": [0.5, 0.9], "seeds": [0, 1, 2], "batch_size": 128,
+        "models": ["clip", {"name": "wide", "model": "clip", "batch_size": 64}],
+        "budgets": {"short": 300, "epochs": "2.5 epochs", "long": None}, "score": ["retrieval/tr@1"],
+        "against": ["random", "full"], "tolerance": 1.0,
+    }  # fmt: skip
+
+
+def test_the_plan_has_every_combination_once(parts, cfg):
+    runs = parts["_plan"].plan(cfg, ROOT / "conf")
+    names = [str(run) for run in runs]
+    assert len(set(names)) == len(names) == 3 * 2 * 2 * (1 + 2 * 2)  # full has no compression
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    wide = next(run for run in runs if str(run) == "full-c0-s0-wide-epochs")
+    assert wide.budget.of(16_000, wide.learner.batch_size) == 625
+    assert runs[0].budget.of(16_000, 128) == 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compressions": [1.0]}, "inside"),
+        ({"seeds": []}, "seeds"),
+        ({"selectors": ["tlrd"]}, "selectors has 'tlrd'; choose from .*tldr"),
+        ({"selectors": ["tldr", {"name": "tldr", "overrides": []}]}, "twice"),
+        ({"selectors": ["oracle"]}, "control's name"),
+        ({"selectors": [{"selector": "tldr"}]}, "give a name, or a mapping of name, overrides, selector"),
+        ({"controls": ["none"]}, "choose from full"),
+        ({"models": ["clop"]}, "models has 'clop'"),
+        ({"budgets": {"short": "3 hours"}}, r"budgets\.short=3 hours"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(parts, cfg, change, message):
+    with pytest.raises(ValueError, match=message):
+        parts["_plan"].plan({**cfg, **change}, ROOT / "conf")
+
+
+def test_the_oracle_takes_back_what_it_must(parts, tiny_pool):
+    """The tiny pool: 400 pairs, 160 mismatched, 240 scenes."""
+    wrong, scene = tiny_pool.column("truth_mismatched"), tiny_pool.column("truth_scene")
+    clean = len(np.unique(scene[~wrong]))
+    few, some, most = (parts["_controls"].oracle(tiny_pool, keep, 0) for keep in (clean, 240, 300))
+    assert not wrong[few].any()
+    assert len(np.unique(scene[few])) == clean
+    assert sorted(some) == sorted(np.flatnonzero(~wrong))
+    assert wrong[most].sum() == 60
+    assert not np.array_equal(parts["_controls"].oracle(tiny_pool, 50, 0), parts["_controls"].oracle(tiny_pool, 50, 1))
+
+
+class First(Selector):
+    """Keeps the first rows of whatever it is given."""
+
+    def choose(self, pool, signals, *, keep, seed):
+        return Selection(np.arange(keep), [f"row {row}" for row in range(len(pool))])
+
+
+@pytest.mark.parametrize("keep", [1, 100, 399, 400])
+def test_length_bins_keep_their_shares(parts, tiny_pool, keep):
+    length = parts["_controls"].words(tiny_pool)
+    assert length[0] == len(tiny_pool.captions[0].as_py().split())
+    found = parts["_controls"].LengthBins(First(), bins=4)(tiny_pool, None, keep=keep, seed=0)
+    edges = np.unique(np.quantile(length, [0.25, 0.5, 0.75], method="lower"))
+    label = np.searchsorted(edges, length)
+    shares, kept = np.bincount(label) * keep / 400, np.bincount(label[found.rows], minlength=len(edges) + 1)
+    assert (abs(kept - shares) < 1).all()
+    assert found.reasons[int(found.rows[0])] == (
+        f"captions of {length[label == label[found.rows[0]]].min()} to {length[label == label[found.rows[0]]].max()} "
+        f"words: row {np.flatnonzero(label == label[found.rows[0]]).tolist().index(found.rows[0])}"
+    )
+
+
+def rows_of(name: str, compression: float, scores: list[float], seconds: float | None) -> list[dict[str, Any]]:
+    told = {
+        "data": "shapes",
+        "model": "clip",
+        "budget": "short",
+        "steps": 300,
+        "epochs": 1.0,
+        "pairs": 100,
+        "words": 9.0,
+    }
+    flat = {
+        f"{unit}_{kind}": 1.0 for unit in ("seconds", "flops") for kind in ("scorer", "signals", "select", "refine")
+    }
+    cost = {
+        "seconds_train": 10.0,
+        "flops_train": 2e12,
+        "seconds_total": seconds,
+        "flops_total": seconds and seconds * 1e12,
+    }
+    return [
+        {**told, **flat, **cost, "selector": name, "compression": compression, "seed": seed, "score": score}
+        for seed, score in enumerate(scores)
+    ]
+
+
+def test_the_tables_tell_verdict_cost_and_advice(parts, cfg, tmp_path):
+    rows = [
+        *rows_of("full", 0.0, [50.0, 52.0, 54.0], 10.0), *rows_of("random", 0.5, [49.0, 52.0, 51.0], 5.0),
+        *rows_of("tldr", 0.5, [55.0, 57.5, 59.0], 30.0), *rows_of("tldr", 0.9, [40.0, 42.0, 44.0], None),
+    ]  # fmt: skip
+    text, advice = parts["_tables"].report(rows, cfg)
+    half, ninety = text.split("90% removed")
+    line = next(line for line in half.splitlines() if line.startswith("| tldr |"))
+    assert "| 57.2 ± 5.0 |" in line  # 4.303 * 2.021 / sqrt(3)
+    assert "better, +5.2 ± 0.7 (3)" in line  # against full: 5, 5.5, 5
+    assert "indistinguishable, -1.3 ± 3.8 (3)" in half  # random against full: -1, 0, -3
+    assert "worse, -10.0 ± 0.0 (3)" in ninety
+    assert "| 3.00 x |" in half  # 30 s of full's 10
+    cost = next(line for line in ninety.split("Cost")[1].splitlines() if line.startswith("| tldr |"))
+    assert cost.endswith("| – | – | 2 | – | – |")  # a cost that nobody wrote down is not 0
+    found = advice["clip short"]["tldr"]
+    assert 0.5 < found["recommended"] < 0.9
+    assert not found["whole"]
+    assert parts["_tables"].figure(rows, 1.0, tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_costs_are_those_of_making_what_was_found(parts):
+    made = {"made_seconds": 7.0, "made_flops": 3.0}
+    stages = [
+        {"name": "read", "made_seconds": 99.0, "made_flops": 99.0}, {"name": "scorer", **made},
+        {"name": "scorer clip", **made}, {"name": "signals", **made}, {"name": "train", **made},
+    ]  # fmt: skip
+    found = parts["reduction"].costs(stages)
+    assert (found["seconds_scorer"], found["flops_total"], found["seconds_refine"]) == (14.0, 12.0, 0.0)
+    unknown = parts["reduction"].costs([*stages, {"name": "signals clip", "made_seconds": None, "made_flops": None}])
+    assert unknown["seconds_signals"] is unknown["seconds_total"] is None
+    assert unknown["seconds_train"] == 7.0
