@@ -109,7 +109,7 @@ def test_what_is_not_like_bert_is_not_exported(tmp_path):
 
 
 def test_a_saved_tokenizer_is_opened_there(tmp_path):
-    ours = Tokenizer.learn(TEXTS * 2, vocab_size=40)
+    ours = Tokenizer.learn(TEXTS * 2, vocab_size=200)
     ours.save(tmp_path, max_length=12)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     batch = theirs(TEXTS, padding=True, return_tensors="pt")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from tldr.data.loading import Batch, PairsDataset, ordered_loader
+from tldr.ledger import Meter
 from tldr.pairs import Pairs
 from tldr.signal.store import PART_ROWS, Signals
 
@@ -53,11 +55,13 @@ def extract(
     batch_size: int = 256,
     num_workers: int = 0,
     parts: Sequence[int] | None = None,
+    meter: Meter | None = None,
     progress: bool = True,
 ) -> Signals:
     """Compute what is missing of ``model``'s signals for ``pool`` in ``folder``; return them.
 
-    ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``.
+    ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``;
+    ``meter`` counts the work.
     """
     signals = Signals(folder, len(pool))
     todo = [number for number in signals.missing() if parts is None or number in parts]
@@ -77,7 +81,9 @@ def extract(
             for batch in loader:
                 errors.update(zip(batch["rows"].tolist(), batch["errors"], strict=True))
                 batch["images"] = batch["images"].to(model.device)
-                for name, value in model.signals(batch).items():
+                with meter.batch(len(batch["captions"])) if meter else nullcontext():
+                    values = model.signals(batch)
+                for name, value in values.items():
                     found.setdefault(name, []).append(value.float().cpu().numpy().astype(DTYPES.get(name, np.float32)))
                 bar.update(len(batch["captions"]))
             arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -19,10 +19,10 @@ from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
 from tldr.data.loading import PairsDataset, ordered_loader
-from tldr.ledger import Ledger
+from tldr.ledger import Ledger, Meter
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
-from tldr.signal.extract import extract, fingerprint
+from tldr.signal.extract import Scorer, extract, fingerprint
 from tldr.signal.panel import MAIN, Panel, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.begin import Beginning
@@ -66,7 +66,7 @@ def find_scorer(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         FileLock(folder / "lock"),
-        ledger.stage(f"scorer {name}".strip()) as stage,
+        ledger.stage(f"scorer {name}".strip(), home=folder) as stage,
     ):  # jobs of a sweep wait for the one that trains
         file = folder / "model.ckpt"
         stage.cached = file.is_file()
@@ -75,8 +75,8 @@ def find_scorer(
             print(f"no {key} given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
             _, file = fit(
                 pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger, callbacks=callbacks,
-                resume=(folder / LAST).exists(), identity={"scorer": digest}, **training)  # fmt: skip
-            stage.images = int(training["max_steps"]) * int(training["batch_size"])
+                resume=(folder / LAST).exists(), identity={"scorer": digest}, stage=stage,
+                **training)  # fmt: skip
     return load_model(file), file
 
 
@@ -97,11 +97,14 @@ def score(
     """The signals for the pool by the scorer ``name``, computed where they are not yet in the cache."""
     folder = cache / "signals" / pool.hash / fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip()) as stage:
+    with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip(), home=folder) as stage:
         missing = len(Signals(folder, len(pool)).missing())
         stage.cached = missing == 0
         stage.images = 0 if stage.cached else len(pool)
-        return extract(pool, model, folder=folder, batch_size=batch_size, num_workers=num_workers)  # pyright: ignore
+        meter, scorer = Meter(), cast(Scorer, model)
+        found = extract(pool, scorer, folder=folder, batch_size=batch_size, num_workers=num_workers, meter=meter)
+        stage.flops = meter.flops
+    return found
 
 
 class Scorers:
@@ -172,13 +175,20 @@ class CaptionWriter:
         self.scorers: dict[str, Any] = dict(scorers)
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}
         self.seed, self.generation = seed, dict(generation)
+        self.meters: dict[str, Meter] = {}  # by what is done
+
+    @property
+    def flops(self) -> float:
+        """Of all that it did so far."""
+        return sum(meter.flops for meter in self.meters.values())
 
     def _batches(self, pairs: Pairs, model: Any, title: str) -> Any:
-        dataset = PairsDataset(pairs, image_size=model.image_size)
+        dataset, meter = PairsDataset(pairs, image_size=model.image_size), self.meters.setdefault(title, Meter())
         with tqdm(total=len(pairs), desc=title, unit="pair") as bar:
             for batch in ordered_loader(dataset, **self.loading):
                 batch["images"] = batch["images"].to(model.device)
-                yield batch
+                with meter.batch(len(batch["captions"])):  # whoever takes the batch works on it until the next
+                    yield batch
                 bar.update(len(batch["captions"]))
 
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
@@ -193,5 +203,5 @@ class CaptionWriter:
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
         """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
         model = self.scorers[scorer]
-        batches = self._batches(pairs, model, "aligning captions")
+        batches = self._batches(pairs, model, f"aligning captions {scorer}".strip())
         return np.concatenate([model.signals(batch)["alignment"].float().cpu().numpy() for batch in batches])

@@ -123,7 +123,7 @@ def run(
 
     keep = keep_count(len(pool), compression)
     provenance |= {"pool": pool.hash, **identity, "version": tldr.__version__}
-    with ledger.stage("select"):
+    with ledger.stage("select") as stage:
         options = {"keep": keep, "seed": seed, "target": target, "writer": writer}
         if isinstance(selector, Maker):
             made = selector(pool, signals, **options, folder=folder)
@@ -132,9 +132,11 @@ def run(
         else:
             selection = selector(pool, signals, **options)
             subset = pool.take(selection.rows, provenance=provenance)
+        stage.flops = written_before = writer.flops if writer else 0.0
     if refiner.writes:
         with ledger.stage("refine") as stage:
             subset, stage.images = refiner(subset, writer), len(subset)
+            stage.flops = writer.flops - written_before if writer else 0.0
 
     decisions = selection.decisions(pool)
     written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": config}, exports)
