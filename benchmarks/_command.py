@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -53,6 +55,16 @@ def _load(file: Path) -> Any:
 def read(*overrides: str) -> Pairs:
     """The pairs that the scripts would read for ``data=...``, their pictures not looked at."""
     return read_pool(instantiate(composed("train", *overrides).data), verify="none").pairs
+
+
+def parted(pairs: Pairs, *counts: int) -> list[Pairs]:
+    """For each of ``counts``, so many pairs, as many of each label, none in two parts; always the same ones."""
+    labels, rng = pairs.column("label"), np.random.default_rng(0)
+    orders = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    ends = np.cumsum([0, *(count // len(orders) for count in counts)])
+    if ends[-1] > min(map(len, orders)):
+        raise SystemExit(f"there are not {sum(counts)} pictures in {len(pairs)}, as many of each class; lower --size")
+    return [pairs.take(np.concatenate([order[a:b] for order in orders])) for a, b in pairwise(ends)]
 
 
 def composed(script: str, *overrides: str) -> DictConfig:

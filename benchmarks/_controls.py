@@ -10,23 +10,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
+from tldr.cluster import proportional
 from tldr.pairs import Pairs
 from tldr.report.truth import MISMATCHED, SCENE
 from tldr.selector.base import Selection, Selector, best
-from tldr.selector.tldr import quotas
 from tldr.signal.store import Signals
-
-
-def words(pairs: Pairs) -> np.ndarray:
-    """(N,) words of each caption."""
-    return pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(pairs.captions))).to_numpy()
 
 
 def longest(pool: Pairs, keep: int, seed: int) -> np.ndarray:
     """(n,) the pairs with most words; those of equal length are drawn."""
-    return best(words(pool) + np.random.default_rng(seed).random(len(pool)), keep)[0]
+    return best(pool.words + np.random.default_rng(seed).random(len(pool)), keep)[0]
 
 
 def oracle(pool: Pairs, keep: int, seed: int) -> np.ndarray:
@@ -61,12 +55,12 @@ class LengthBins(Selector):
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, **given: Any) -> Selection:
         """Cut at the quantiles of the length; choose in every bin."""
-        length = words(pool)
+        length = pool.words
         edges = np.unique(np.quantile(length, np.arange(1, self.bins) / self.bins, method="lower"))
         label = np.searchsorted(edges, length, side="left")
         sizes = np.bincount(label)
         rows, reasons = [], [""] * len(pool)
-        for number, quota in enumerate(quotas(sizes, keep).tolist()):
+        for number, quota in enumerate(proportional(sizes, keep).tolist()):
             inside = np.flatnonzero(label == number)
             if not len(inside):
                 continue

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from _results import markdown
 from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 
@@ -22,7 +23,7 @@ from tldr.report.tracking import finish, live_run
 Row = dict[str, Any]
 
 ROW_KEYS = ["data", "model", "budget", "selector", "compression", "seed", "score"]
-COSTS = ("scorer", "signals", "select", "refine", "train")
+COSTS = ("scorer", "signals", "select", "refine", "train")  # in the order in which they arise
 _COLOURS = ("#1f6fde", "#cf6a2c", "#2f9e6e", "#a24bbf", "#c23b4b", "#8a6d1f", "#2b9bb0", "#555f6b")
 
 
@@ -118,12 +119,6 @@ def cost_table(rows: Sequence[Row], ratio: float) -> str:
         cells += [_mean(rows, name, ratio, f"flops_{kind}", "{:,.3g}", 1e-12) for kind in ("train", "total")]
         lines.append([*cells, _share(rows, name, ratio, "flops_total")])
     return markdown(lines)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table, its first line the head."""
-    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
 
 
 def figure(rows: Sequence[Row], tolerance: float, path: Path) -> Path:

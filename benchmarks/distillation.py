@@ -14,9 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -24,14 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _command import composed, read
+from _command import composed, parted, read
+from _results import kept, markdown, publish
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path, write_json
+from tldr.atomic import write_json
 from tldr.cluster import KMeans
 from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.nn.distillation import Distilled, Steps, Weights, accuracy, train, xavier
@@ -70,11 +69,7 @@ def main() -> None:
         vars(given).update(QUICK)
 
     rows = Bench(given).rows()
-    table = markdown(rows)
-    write_json(given.out / "results.json", {"rows": rows, "settings": vars(given)})
-    with atomic_path(given.out / "results.md") as temporary:
-        temporary.write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\nwrote {given.out / 'results.json'} and results.md")
+    publish(given.out, rows, vars(given), table_of(rows))
 
 
 class Bench:
@@ -248,39 +243,21 @@ class Bench:
         return torch.cat(parts), torch.from_numpy(pairs.column("label").astype(np.int64))
 
 
-def parted(pairs: Pairs, *counts: int) -> list[Pairs]:
-    """For each of ``counts``, so many pairs, as many of each label, none in two parts; always the same ones."""
-    labels, rng = pairs.column("label"), np.random.default_rng(0)
-    orders = [rng.permutation(np.flatnonzero(labels == label)) for label in range(10)]
-    ends = np.cumsum([0, *(count // 10 for count in counts)])
-    if ends[-1] > min(map(len, orders)):
-        raise SystemExit(f"there are not {sum(counts)} pictures in {len(pairs)}, as many of each class; lower --size")
-    return [pairs.take(np.concatenate([order[a:b] for order in orders])) for a, b in pairwise(ends)]
-
-
 def row(name: str, accuracies: list[float], steps: int, seconds: float | None = None) -> dict[str, Any]:
     """A row of the table."""
     return {"what": name, "steps": steps, "accuracies": accuracies, "seconds": seconds}
 
 
-def kept(file: Path, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What ``compute`` gives, from ``file`` if it is there."""
-    if not file.is_file():
-        write_json(file, compute())
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
+def table_of(rows: list[dict[str, Any]]) -> str:
     """The table: accuracy on test pictures, mean and standard deviation, beside what the paper reports."""
     lines = [["training pictures", "steps", "rate", "accuracy", "published, AlexCifarNet", "seconds to learn"]]
-    lines.append(["---", *["---:"] * 5])
     for told in rows:
         values = told["accuracies"]
         mean = f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
         seconds = "" if told["seconds"] is None else f"{told['seconds']:,.0f}"
         rate = f"{told['rate']:g}" if "rate" in told else ""
         lines.append([told["what"], f"{told['steps']:,}", rate, mean, PUBLISHED.get(told["what"], ""), seconds])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines)
 
 
 if __name__ == "__main__":

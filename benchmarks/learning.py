@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 from _command import command, read
+from _results import kept, markdown, publish
 
-from tldr.atomic import atomic_path, write_json
 from tldr.data.tokenizer import Tokenizer
 from tldr.metric.answer import accuracy
 from tldr.metric.caption import score_captions
@@ -66,11 +66,7 @@ def main() -> None:
         for model in given.models:
             bench = Bench(data, model, sizes, given)
             rows.append({"data": data, "model": model, **kept(bench.home / "row.json", bench.row)})
-    table = markdown(rows)
-    write_json(given.out / "results.json", {"rows": rows, "settings": vars(given)})
-    with atomic_path(given.out / "results.md") as temporary:
-        temporary.write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\nwrote {given.out / 'results.json'} and results.md")
+    publish(given.out, rows, vars(given), table_of(rows))
 
 
 class Bench:
@@ -133,13 +129,6 @@ def tokenizer_of(data: str, sizes: list[str], folder: Path) -> Path:
     return folder
 
 
-def kept(file: Path, compute: Any) -> dict[str, float]:
-    """What ``compute`` gives, from ``file`` if it is there."""
-    if not file.is_file():
-        write_json(file, compute())
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def loss_of(folder: Path) -> tuple[float, float]:
     """The training loss over the first and the last steps that were logged."""
     file = max(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name.split("_")[1]))
@@ -179,17 +168,17 @@ def chances(data: str, sizes: list[str], seed: int) -> dict[str, float]:
     return numbers | ({"zeroshot/top1": 10.0} if data == "cifar_scenes" else {})
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def table_of(rows: list[dict[str, Any]]) -> str:
     """The table."""
     head = ["data", "model", "steps", "seconds", "loss, first to last", *COLUMNS.values()]
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    lines = [head]
     for row in rows:
         loss = f"{row['first loss']:.2f} to {row['last loss']:.2f}" if "last loss" in row else ""
         told = [f"{row[key]:,.0f}" if key in row else "" for key in ("steps", "seconds")]
         lines.append(
             [row["data"], row["model"], *told, loss, *(f"{row[key]:.1f}" if key in row else "" for key in COLUMNS)]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines, ["---", "---", *["---:"] * (len(head) - 2)])
 
 
 if __name__ == "__main__":

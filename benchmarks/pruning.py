@@ -11,19 +11,17 @@ kept in --out: started again, only what is missing is computed. Prints a table, 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-from _command import composed, read
+from _command import composed, parted, read
+from _results import kept, markdown, publish
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from tldr.atomic import atomic_path, write_json
+from tldr.atomic import write_json
 from tldr.evaluator.classification import Classification
 from tldr.model.base import load_model
 from tldr.pairs import Pairs
@@ -55,21 +53,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/pruning"))
     given = parser.parse_args()
 
-    train, test = (balanced(read("data=cifar10", f"data.split={split}"), count)
+    train, test = (parted(read("data=cifar10", f"data.split={split}"), count)[0]
                    for split, count in (("train", given.size), ("test", given.test_size)))  # fmt: skip
     rows = [row for seed in given.seeds for row in Bench(train, test, seed, given).rows()]
-    table = markdown(rows)
-    write_json(given.out / "results.json", {"rows": rows, "settings": vars(given)})
-    with atomic_path(given.out / "results.md") as temporary:
-        temporary.write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n\nwrote {given.out / 'results.json'} and results.md")
-
-
-def balanced(pairs: Pairs, count: int) -> Pairs:
-    """``count`` pairs, as many of each label, drawn with a seed of their own."""
-    labels, rng = pairs.column("label"), np.random.default_rng(0)
-    each = count // len(np.unique(labels))
-    return pairs.take(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:each] for k in np.unique(labels)]))
+    publish(given.out, rows, vars(given), table_of(rows))
 
 
 class Bench:
@@ -151,20 +138,12 @@ class Bench:
         fit(pairs, **made, folder=folder, max_steps=steps, batch_size=given.batch_size, seed=seed)
 
 
-def kept(file: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What ``compute`` gives, from ``file`` if it is there."""
-    if not file.is_file():
-        write_json(file, compute())
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
+def table_of(rows: list[dict[str, Any]]) -> str:
     """The table: accuracy, mean and standard deviation over seeds, and its mean difference from random's."""
     found = {(row["pruned"], row["score"], row["budget"], row["seed"]): row["top1"] for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     budgets = [budget for budget in BUDGETS if any(row["budget"] == budget for row in rows)]
     lines = [["pruned", "score", *(f"equal {b}" for b in budgets), *(f"less random, equal {b}" for b in budgets)]]
-    lines.append(["---:", "---", *["---:"] * (len(lines[0]) - 2)])
 
     def told(values: list[float]) -> str:
         return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
@@ -180,7 +159,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             gaps = [value - other for value, other in zip(values, base, strict=True) if other is not None]
             ahead.append(f"{fmean(gaps):+.1f}" if gaps and score != "random" else "")
         lines.append([f"{pruned:g}", score, *cells, *ahead])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(lines, ["---:", "---", *["---:"] * (len(lines[0]) - 2)])
 
 
 if __name__ == "__main__":

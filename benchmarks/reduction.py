@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 from _command import CONF, arguments, command
-from _controls import ROWS, TRUTH, LengthBins, words
+from _controls import ROWS, TRUTH, LengthBins
 from _plan import NOTHING_REMOVED, Method, Run, digest, plan, pool_of
-from _tables import ROW_KEYS, figure, log_rows, report
+from _tables import COSTS, ROW_KEYS, figure, log_rows, report
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -36,7 +36,6 @@ from tldr.report.truth import MISMATCHED, planted
 from tldr.selector.base import keep_count
 
 HOME = Path(__file__).resolve().parent / "conf"
-KINDS = ("scorer", "signals", "select", "refine", "train")  # of cost, in the order in which it arises
 
 
 class Missing(ValueError):
@@ -143,7 +142,7 @@ class Bench:
         return {
             "data": self.cfg["data"], "selector": run.method.name, "compression": run.compression, "seed": run.seed,
             "model": run.learner.name, "budget": run.budget.name, "pairs": len(pairs), "steps": steps,
-            "epochs": steps * run.learner.batch_size / len(pairs), "words": float(words(pairs).mean()),
+            "epochs": steps * run.learner.batch_size / len(pairs), "words": float(pairs.words.mean()),
             **left(pairs), **numbers, **costs([*selected, *trained]), "seconds_evaluate": seconds,
             "hash": pairs.hash, "selection": str(source),
         }  # fmt: skip
@@ -194,10 +193,10 @@ def costs(stages: list[dict[str, Any]]) -> dict[str, float | None]:
     is not known. Reading the pool, which all do, and reports are not among them."""
     found: dict[str, float | None] = {}
     for unit in ("seconds", "flops"):
-        for kind in KINDS:
+        for kind in COSTS:
             parts = [stage[f"made_{unit}"] for stage in stages if stage["name"].split()[0] == kind]
             found[f"{unit}_{kind}"] = None if None in parts else float(sum(parts))
-        each = [found[f"{unit}_{kind}"] for kind in KINDS]
+        each = [found[f"{unit}_{kind}"] for kind in COSTS]
         found[f"{unit}_total"] = None if None in each else float(sum(value or 0.0 for value in each))
     return found
 

@@ -79,6 +79,15 @@ class KMeans:
         return cluster[:, 0], np.maximum(distance[:, 0], 0)
 
 
+def proportional(sizes: np.ndarray, keep: int) -> np.ndarray:
+    """(K,) how many to keep of each cluster: proportional to ``sizes``, ``keep`` in all (largest remainders)."""
+    exact = sizes * (keep / sizes.sum())
+    quota = np.floor(exact).astype(np.int64)
+    rest = np.argsort(quota - exact, kind="stable")[: keep - quota.sum()]
+    quota[rest] += 1
+    return quota
+
+
 def quotas(wanted: np.ndarray, low: np.ndarray, high: np.ndarray, total: int) -> np.ndarray:
     """(K,) whole numbers between ``low`` and ``high``, ``total`` in all, as near to ``wanted`` (K,) as can be.
 

@@ -161,6 +161,11 @@ class Pairs:
         """(N,) as found, or as a refiner left them."""
         return self.table["caption"]
 
+    @property
+    def words(self) -> np.ndarray:
+        """(N,) how many words, between white space, each caption has."""
+        return pc.count_substring_regex(self.captions, pattern=r"\S+").to_numpy()
+
     def column(self, name: str) -> np.ndarray:
         """(N,) values of an extra column. Raises ValueError naming the columns there are."""
         if name not in self.table.column_names:

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 WORDS = (
     "--pictures 20 --iterations 2 --size 200 --validation 20 --test-size 50 --beginnings 2 --epochs 1 --batch-size 50"
 )
 
 
-def test_a_row_for_everything_that_teaches(tmp_path, test_data):
+def test_a_row_for_everything_that_teaches(benchmark, tmp_path, test_data):
     def run() -> str:
-        done = subprocess.run(
-            [sys.executable, ROOT / "benchmarks" / "distillation.py", *WORDS.split(), "--out", "out"], cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TLDR_TEST_DATA": str(test_data)},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        return benchmark("distillation", *WORDS.split(), "--out", "out", TLDR_TEST_DATA=str(test_data))
 
     said = run()
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 WORDS = "--data shapes --models clip captioner --size 200 --eval-images 8 --share 0.005 --head-steps 2 --out out"
 
 
-def test_a_row_for_every_model_beside_chance(tmp_path):
+def test_a_row_for_every_model_beside_chance(benchmark, tmp_path):
     def run() -> str:
-        done = subprocess.run(
-            [sys.executable, ROOT / "benchmarks" / "learning.py", *WORDS.split()], cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        return benchmark("learning", *WORDS.split())
 
     said = run()
     rows = {row["model"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]}

@@ -1,25 +1,14 @@
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 WORDS = (
     "--size 300 --test-size 100 --epochs 1 --members 2 --channels 4 --batch-size 32 --seeds 0 1 --pruned 0.5 "
     "--scores random el2n supervised --budgets epochs --out out"
 )
 
 
-def test_a_row_for_every_run_and_none_twice(test_data, tmp_path):
+def test_a_row_for_every_run_and_none_twice(benchmark, test_data, tmp_path):
     def run(*more: str) -> str:
-        done = subprocess.run(
-            [sys.executable, ROOT / "benchmarks" / "pruning.py", *WORDS.split(), *more], cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "TLDR_TEST_DATA": str(test_data)},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        return benchmark("pruning", *WORDS.split(), *more, TLDR_TEST_DATA=str(test_data))
 
     said = run()
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,20 +26,14 @@ SETTINGS = [
 METHODS = ["full", "full_refined", "random", "oracle", "longest", "tldr_length_bins", "tldr"]
 
 
-def reduction(folder: Path, *more: str) -> str:
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "reduction.py", *SETTINGS, *more], cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    return done.stdout
+def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
+    def reduction(*more: str) -> str:
+        return benchmark("reduction", *SETTINGS, *more)
 
-
-def test_a_row_for_every_run_and_none_twice(tmp_path):
     out = tmp_path / "out"
-    assert "14 runs, 14 missing" in reduction(tmp_path, "dry=true")
+    assert "14 runs, 14 missing" in reduction("dry=true")
     assert not out.exists()
-    said = reduction(tmp_path)
+    said = reduction()
     assert said.count("$ python train.py") == said.count("$ python evaluate.py") == 14
     assert said.count("$ python select.py") == 10  # longest and oracle take rows of full's pool
 
@@ -78,11 +70,11 @@ def test_a_row_for_every_run_and_none_twice(tmp_path):
     lost = next(out.glob("rows/random-c0.75-s1-*.json"))
     before = json.loads(lost.read_text())
     lost.unlink()
-    again = reduction(tmp_path)
+    again = reduction()
     assert again.count("$ python train.py") == 1
     assert again.count("$ python select.py") == 0
     assert json.loads(lost.read_text())["retrieval/tr@1"] == before["retrieval/tr@1"]
-    assert "14 runs, 0 missing" in (third := reduction(tmp_path))
+    assert "14 runs, 0 missing" in (third := reduction())
     assert "$ python" not in third
 
 
@@ -160,7 +152,7 @@ class First(Selector):
 
 @pytest.mark.parametrize("keep", [1, 100, 399, 400])
 def test_length_bins_keep_their_shares(parts, tiny_pool, keep):
-    length = parts["_controls"].words(tiny_pool)
+    length = tiny_pool.words
     assert length[0] == len(tiny_pool.captions[0].as_py().split())
     found = parts["_controls"].LengthBins(First(), bins=4)(tiny_pool, None, keep=keep, seed=0)
     edges = np.unique(np.quantile(length, [0.25, 0.5, 0.75], method="lower"))

@@ -102,4 +102,4 @@ def test_a_method_without_clusters(pool):
 def test_words_are_counted_between_any_white_space(make_pool):
     pool = make_pool(4, caption=["one", " two\twords\n", "", "так  and  كلب 🐕"])
     made = Decisions(pool, Selection(np.array([0]), [""] * 4).decisions(pool))
-    assert made.words.tolist() == [1, 2, 0, 4]
+    assert made.pool.words.tolist() == [1, 2, 0, 4]

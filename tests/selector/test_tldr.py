@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from tldr.selector.tldr import CHOICES, TLDR, quotas, ranks
+from tldr.cluster import proportional, ranks
+from tldr.selector.tldr import CHOICES, TLDR
 
 
 def paper(choice: str = "uniform", **options) -> TLDR:
@@ -18,16 +19,16 @@ def test_quotas_are_shares_and_sum_exactly(seed):
     sizes = rng.integers(0, 60, rng.integers(1, 40))
     sizes[0] += 1
     for keep in rng.integers(1, sizes.sum() + 1, 10):
-        quota = quotas(sizes, int(keep))
+        quota = proportional(sizes, int(keep))
         assert quota.sum() == keep
         assert (np.abs(quota - sizes * keep / sizes.sum()) < 1).all()
         assert ((quota >= 0) & (quota <= sizes)).all()
-    assert np.array_equal(quotas(sizes, int(sizes.sum())), sizes)
+    assert np.array_equal(proportional(sizes, int(sizes.sum())), sizes)
 
 
 def test_the_largest_remainders_get_the_rest():
-    assert quotas(np.array([10, 10, 10, 6]), 5).tolist() == [2, 1, 1, 1]  # 1.39 thrice and 0.83
-    assert quotas(np.array([3, 3, 3]), 1).tolist() == [1, 0, 0]
+    assert proportional(np.array([10, 10, 10, 6]), 5).tolist() == [2, 1, 1, 1]  # 1.39 thrice and 0.83
+    assert proportional(np.array([3, 3, 3]), 1).tolist() == [1, 0, 0]
 
 
 def test_ranks_are_places_inside_the_cluster():
@@ -44,7 +45,7 @@ def test_every_cluster_keeps_its_share(pool, signals, choice):
     cluster = selection.scores["cluster"]
     sizes, kept = np.bincount(cluster), np.bincount(cluster[selection.rows], minlength=cluster.max() + 1)
     assert len(sizes) == 10
-    assert np.array_equal(kept, quotas(sizes, 75))
+    assert np.array_equal(kept, proportional(sizes, 75))
 
 
 @pytest.mark.parametrize(("choice", "merit"), [("alignment", "alignment"), ("nearest", "distance")])

@@ -5,7 +5,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from tldr.selector.tldr import TLDR, quotas
+from tldr.cluster import proportional
+from tldr.selector.tldr import TLDR
 from tldr.selector.tldr_released import TLDRReleased, on_stride
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
@@ -22,7 +23,7 @@ def test_the_papers_is_a_uniform_share_of_every_cluster(pool, signals, values, s
     selection = selector(pool, signals, keep=75, seed=0)
     cluster = selection.scores["cluster"]
     sizes, kept = np.bincount(cluster), np.bincount(cluster[selection.rows], minlength=cluster.max() + 1)
-    assert np.array_equal(kept, quotas(sizes, 75))
+    assert np.array_equal(kept, proportional(sizes, 75))
     assert len(sizes) == 9  # of 300 pairs
 
 

@@ -37,7 +37,7 @@ def captions(pool: Pairs, *, words: int, characters: int, language: str | None) 
     """At least so many ``words`` (between white space) and ``characters``, and the ``language`` (None: any), a code of
     ISO 639-1, as py3langid sees it. Raises ValueError where a language is asked for and it is not installed."""
     text = pool.captions
-    number = pc.count_substring_regex(text, r"\S+").to_numpy()
+    number = pool.words
     length = pc.utf8_length(text).to_numpy()
     rules = [
         Rule(number < words, number, f"{{}} words, of {words} at least"),

@@ -10,7 +10,6 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tldr.pairs import Pairs
 
@@ -44,11 +43,6 @@ class Decisions:
         """(N,) cluster of every pair, or None where the method has none."""
         cluster = self.table["cluster"].to_numpy()
         return cluster if (cluster >= 0).any() else None
-
-    @cached_property
-    def words(self) -> np.ndarray:
-        """(N,) how many words every caption has."""
-        return pc.count_substring_regex(self.pool.captions, pattern=r"\S+").to_numpy()
 
     def reason(self, row: int) -> str:
         """Why this pair was kept or dropped."""

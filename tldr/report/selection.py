@@ -74,7 +74,7 @@ def _charts(made: Decisions) -> Iterator[str]:
     yield "<h2>Before and after</h2>"
     yield '<p class="note">Numbers of pairs. Grey: the pool. Blue: what was kept of it. Triangles: the means.</p>'
     yield '<div class="charts">'
-    for name, values in {**made.scores, "Words of the caption": made.words}.items():
+    for name, values in {**made.scores, "Words of the caption": made.pool.words}.items():
         label = name[0].upper() + name[1:]
         yield svg(score_figure(values, made.kept, label=label), alt=f"{label}: pool and kept")
     if made.cluster is not None:

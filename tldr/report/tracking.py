@@ -84,7 +84,7 @@ def log_selection(
 
     made = Decisions(pool, decisions)
     panels: dict[str, Any] = {}
-    for name, values in {**made.scores, "words": made.words}.items():
+    for name, values in {**made.scores, "words": pool.words}.items():
         edges = np.histogram_bin_edges(values, _BINS)  # the same for both, so that they can be laid over each other
         for where, part in (("pool", values), ("kept", values[made.kept])):
             panels[f"{where}/{name}"] = wandb.Histogram(np_histogram=np.histogram(part, edges))

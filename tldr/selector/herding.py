@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tldr.cluster import quotas
+from tldr.cluster import proportional
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector
 from tldr.signal.sphere import Sphere, similarities, unit_rows
@@ -36,7 +36,7 @@ class Herding(Selector):
         sphere = Sphere.fit(rows, max(1, len(pool) // self.rows_per_cluster), seed=seed)
         parts = sphere.members()
         sizes = np.array([len(members) for members in parts])
-        share = quotas(sizes * (keep / len(pool)), np.zeros_like(sizes), sizes, keep)
+        share = proportional(sizes, keep)
         pick, gap = np.full(len(pool), -1), np.zeros(len(pool))
         for members, size in zip(parts, share, strict=True):
             order, gaps = herd(rows[members], int(size))

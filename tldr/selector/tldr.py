@@ -16,24 +16,14 @@ Shapes: N pairs, K clusters.
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.compute as pc
 
-from tldr.cluster import ranks
+from tldr.cluster import proportional, ranks
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector
 from tldr.signal.feature import FEATURES, cluster
 from tldr.signal.store import Signals
 
 CHOICES = {"alignment": "alignment", "uniform": "draw", "nearest": "minus the distance to the centre"}
-
-
-def quotas(sizes: np.ndarray, keep: int) -> np.ndarray:
-    """(K,) how many to keep of each cluster: proportional to ``sizes``, ``keep`` in all (largest remainders)."""
-    exact = sizes * (keep / sizes.sum())
-    quota = np.floor(exact).astype(np.int64)
-    rest = np.argsort(quota - exact, kind="stable")[: keep - quota.sum()]
-    quota[rest] += 1
-    return quota
 
 
 class TLDR(Selector):
@@ -90,14 +80,14 @@ class TLDR(Selector):
             price = self.redundancy * merit.std() / max(1.0, keep / clusters)
             scores["worth"] = worth = merit - np.float32(price) * place
             bins = self._bins(pool)
-            share = quotas(np.bincount(bins), keep)
+            share = proportional(np.bincount(bins), keep)
             kept = ranks(bins, worth) < share[bins]
             cut = np.array([worth[kept & (bins == each)].min(initial=np.inf) for each in range(len(share))])[bins]
             verdicts = [f"worth {w:.3g}, cut at {c:.3g}" for w, c in zip(worth, cut, strict=True)]
             if self.length_bins:
                 verdicts = [f"{verdict} for captions of this length" for verdict in verdicts]
         else:
-            quota = quotas(np.bincount(label, minlength=clusters), keep)[label]
+            quota = proportional(np.bincount(label, minlength=clusters), keep)[label]
             kept = place < quota
             verdicts = [f"the cluster keeps {q}" for q in quota]
         what = CHOICES[self.choice]
@@ -111,6 +101,5 @@ class TLDR(Selector):
         """(N,) the bin of each caption by its number of words; all the same without `length_bins`."""
         if self.length_bins is None:
             return np.zeros(len(pool), np.int64)
-        words = pc.count_substring_regex(pool.captions, pattern=r"\S+").to_numpy()
-        place = ranks(np.zeros(len(pool), np.int64), -words)  # from the shortest
+        place = ranks(np.zeros(len(pool), np.int64), -pool.words)  # from the shortest
         return place * min(self.length_bins, len(pool)) // len(pool)

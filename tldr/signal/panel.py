@@ -3,7 +3,9 @@ what the one called ``clip`` says."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +54,13 @@ class Panel(Signals):
     def at(self, rows: np.ndarray) -> Panel:
         """These signals for the sorted ``rows`` of the pool alone."""
         return Panel({scorer: signals.at(rows) for scorer, signals in self.scorers.items()})
+
+    def derived(self, name: str) -> Path:
+        """As of one scorer; of several, the name tells of all, for what is learned may depend on each."""
+        if len(self.scorers) > 1:
+            folders = "".join(str(signals.folder) for signals in self.scorers.values())
+            name = f"{name}-{hashlib.blake2b(folders.encode(), digest_size=8).hexdigest()}"
+        return super().derived(name)
 
     def errors(self) -> dict[int, str]:
         """Pool row -> why its picture could not be decoded."""

@@ -64,10 +64,8 @@ def find_scorer(
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = cache / "scorers" / digest
     folder.mkdir(parents=True, exist_ok=True)
-    with (
-        FileLock(folder / "lock"),
-        ledger.stage(f"scorer {name}".strip(), home=folder) as stage,
-    ):  # jobs of a sweep wait for the one that trains
+    # Jobs of a sweep wait for the one that trains.
+    with FileLock(folder / "lock"), ledger.stage(f"scorer {name}".strip(), home=folder) as stage:
         file = folder / "model.ckpt"
         stage.cached = file.is_file()
         if not stage.cached:

@@ -103,6 +103,8 @@ def run(
         callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip
     provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
+    if writes:  # first: a scorer that cannot write should not cost an extraction
+        writer = CaptionWriter(judges.models, **extraction, seed=seed, generation=generation)
     if selector.needs:
         signals = judges.signals(pool, selector.needs)
         found, signals = _without_undecodable(found, signals, folder, cache, max_bad_fraction)
@@ -118,8 +120,6 @@ def run(
             aimed, seen = _without_undecodable(aimed, seen, aim, cache, max_bad_fraction)
         target = Target(aimed.pairs, seen)
         provenance["target"] = aimed.pairs.hash
-    if writes:
-        writer = CaptionWriter(judges.models, **extraction, seed=seed, generation=generation)
 
     keep = keep_count(len(pool), compression)
     provenance |= {"pool": pool.hash, **identity, "version": tldr.__version__}
