@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import load_model
-from tldr.model.captioner import LOG_EVERY, Captioner
+from tldr.model.captioner import LOG_EVERY, NOISE_RATE_STEP, Captioner
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 230), "green": (20, 160, 50), "white": (240, 240, 240)}
 CAPTIONS = [
@@ -59,14 +59,14 @@ class Repeated(Dataset):
         return make_batch()
 
 
-def fit(model: Captioner, steps: int, **options) -> L.Trainer:
-    """Train on the same eight pairs again and again."""
+def fit(model: Captioner, steps: int, data: Dataset | None = None, **options) -> L.Trainer:
+    """Train on the same eight pairs again and again, or on ``data``."""
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, gradient_clip_val=1.0, **options,
     )  # fmt: skip
     model.prepare(CAPTIONS)
-    trainer.fit(model.train(), DataLoader(Repeated(), batch_size=None))
+    trainer.fit(model.train(), DataLoader(data or Repeated(), batch_size=None))
     return trainer
 
 
@@ -146,6 +146,58 @@ def test_the_null_image_stands_for_its_share_of_the_pictures(batch, share):
     assert bool(model.null.grad.any()) == (share == 1)
     pictures = [p.grad is not None and bool(p.grad.any()) for p in model.image_encoder.parameters()]
     assert any(pictures) == (share == 0)
+
+
+class Noisy(Repeated):
+    """Three of the eight captions are drawn from those of other pictures."""
+
+    def __getitem__(self, i: int) -> Batch:
+        generator = torch.Generator().manual_seed(i)
+        batch = make_batch()
+        for row in torch.randperm(B, generator=generator)[:3].tolist():
+            other = int(torch.randint(1, B, (), generator=generator))
+            batch["captions"][row] = CAPTIONS[(row + other) % B]
+        return batch
+
+
+def test_it_learns_how_many_captions_are_wrong(batch):
+    """And believes those less: wrong captions leave no more mark than they would in clean data."""
+    doubting, believing = build(noise_rate=0.6, init_std=0.2), build(init_std=0.2)
+    for model in (doubting, believing):
+        fit(model, 200, data=Noisy())
+        model.eval()
+    assert float(doubting.noise) == pytest.approx(3 / 8, abs=0.08)
+    swapped = Batch(**{**batch, "captions": CAPTIONS[1:] + CAPTIONS[:1]})
+    right, wrong = (
+        [float(model.signals(each)["alignment"].mean()) for model in (doubting, believing)] for each in (batch, swapped)
+    )
+    assert right[0] > right[1]
+    assert wrong[0] < wrong[1] - 1
+
+
+def test_a_caption_weighs_the_posterior_that_it_belongs(batch):
+    model = build(noise_rate=0.3, null_share=1e-9, init_std=0.2)
+    model.trainer = fit(build(), 1)
+    model.eval()
+    with torch.no_grad():
+        image = model.encode(batch["images"])[0]
+        tokens, mask = model._tokenize(batch["captions"])
+        nll, prior = model._nll(tokens, mask, image), model._nll(tokens, mask, model.null.expand_as(image))
+        likely, anywhere = 0.7 * (-nll).exp(), 0.3 * (-prior).exp()
+        trust, words = likely / (likely + anywhere), model._words(mask).sum(1)
+        found = model.losses(batch)["lm"]
+    assert trust.std() > 1e-3
+    assert float(found) == pytest.approx(float((trust * nll).sum() / (trust * words).sum()), rel=1e-4)
+    assert float(model.noise) == pytest.approx(0.3 + NOISE_RATE_STEP * (float(1 - trust.mean()) - 0.3), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"noise_rate": 1.0}, "noise_rate=1.0"), ({"noise_rate": 0.3, "null_share": 0.0}, "null_share")],
+)
+def test_a_noise_rate_is_a_share_and_wants_null_pictures(options, named):
+    with pytest.raises(ValueError, match=named):
+        build(**options)
 
 
 def test_all_that_learns_gets_a_gradient(batch):

@@ -98,8 +98,8 @@ def test_a_subset_is_bit_for_bit_the_same_again(command, project):
 
 
 def test_another_override_gets_another_folder(command, project):
-    command("python select.py selector.choice=uniform selector.redundancy=null logger=none report=false")
-    folder = project / "outputs" / "shapes" / "tldr-c0.75-s0" / "selector.choice-uniform__selector.redundancy-null"
+    command("python select.py selector.novelty=0 selector.dim=32 logger=none report=false")
+    folder = project / "outputs" / "shapes" / "tldr-c0.75-s0" / "selector.dim-32__selector.novelty-0"
     assert len(Pairs.open(folder)) == 80
 
 

@@ -33,11 +33,10 @@ from tldr.nn.generate import generate
 from tldr.nn.losses import distilled_targets, lm_loss, similarity, soft_cross_entropy
 from tldr.nn.momentum import Queue, follow, gather, momentum_copy
 from tldr.nn.negatives import Candidates, matching_batch
-from tldr.nn.text import TextTransformer
+from tldr.nn.text import BERT_STD, TextTransformer
 from tldr.nn.twin import see_two
 from tldr.nn.vision import ImageEncoder
 
-BERT_STD = 0.02
 OBJECTIVES = ("itc", "itm", "lm")
 TEMPERATURES = (0.001, 0.5)
 
@@ -76,7 +75,7 @@ class Blip(Model):
         objectives: Sequence[str] = OBJECTIVES,
         gather_negatives: bool = False,
         negative_ramp: float = 0.0,
-        init_std: float = 0.02,
+        init_std: float = BERT_STD,
         prompt: str = "",
     ) -> None:
         super().__init__(optimizer=optimizer)

@@ -9,6 +9,14 @@ a caption is by itself, and
 the pointwise mutual information of picture and caption in nats, tells captions that fit from captions that are merely
 well-formed.
 
+Where captions are noisy, ``noise_rate`` makes the decoder one half of a mixture: a caption comes with probability 1 - e
+from its picture and with e from anywhere, which is what the null image knows. The posterior that it belongs,
+
+    trust(x, y) = sigmoid(alignment(x, y) + log (1 - e) / e)
+
+is its weight in the loss (the mixture's gradient, up to a factor that keeps the step's size), and e follows the mean of
+1 - trust, as in EM. Nothing is trusted less before the decoder has begun to look: all alignments are then about 0.
+
 Shapes: B pairs, L image tokens, T text tokens, D width, K codes.
 """
 
@@ -25,19 +33,23 @@ from tldr.data.keywords import keywords
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
+from tldr.nn.encoders import scale_weights
 from tldr.nn.generate import generate
 from tldr.nn.losses import token_nll
 from tldr.nn.quantizer import Quantizer
-from tldr.nn.text import TextTransformer, by_length
+from tldr.nn.text import BERT_STD, TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
 
 LOG_EVERY = 50
+NOISE_RATE_STEP = 0.02  # of its moving average: the last 50 batches
 
 
 class Captioner(Model):
     """``image``, ``text`` and ``quantizer`` are the arguments of `ImageEncoder`, `TextTransformer` and `Quantizer`
     (None: no codebook); ``tokenizer`` is a `Tokenizer` as JSON; ``null_share`` of the rows learn without their
     picture. Every caption follows ``prompt`` (BLIP, fine-tuned on COCO: "a picture of "), which is read, not learned.
+    ``noise_rate`` is where the share of wrong captions begins (None: none is thought wrong); ``init_std`` is the spread
+    of the decoder's weights (BERT's 0.02 is made for a width of 768; a narrow one wants about 1 / sqrt(width)).
     """
 
     def __init__(
@@ -51,19 +63,29 @@ class Captioner(Model):
         null_share: float = 0.15,
         label_smoothing: float = 0.0,
         prompt: str = "",
+        noise_rate: float | None = None,
+        init_std: float = BERT_STD,
     ) -> None:
         super().__init__(optimizer=optimizer)
+        if noise_rate is not None and (not 0 < noise_rate < 1 or not 0 < null_share < 1):
+            raise ValueError(
+                f"noise_rate={noise_rate} is the share of wrong captions to begin from, inside (0, 1), and wants "
+                f"null_share there too (it is {null_share}); or null"
+            )
         self.save_hyperparameters()
         self.tokenizer = Tokenizer(tokenizer)
         self.image_encoder = ImageEncoder(**image)
         width = self.image_encoder.width
         self.image_size = self.image_encoder.image_size
         self.decoder = TextTransformer(len(self.tokenizer), image_width=width, **text)
+        scale_weights(self.decoder, init_std / BERT_STD)
         self.quantizer = Quantizer(width, **quantizer) if quantizer is not None else None
         self.joint_width = 2 * self.decoder.width
         self.keywords: list[str] = []
         self.null = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.null_share, self.label_smoothing, self.prompt = null_share, label_smoothing, prompt
+        self.noise: Tensor | None  # the share of wrong captions, as found so far; None: all are believed
+        self.register_buffer("noise", None if noise_rate is None else torch.tensor(float(noise_rate)))
         self.prompt_length = self._tokenize([""])[0].shape[1] - 1  # tokens before the caption's first
 
     def prepare(self, captions: Sequence[str]) -> None:
@@ -131,13 +153,28 @@ class Captioner(Model):
         tokens, mask = self._tokenize(batch["captions"])
         blind = torch.rand(len(image), 1, 1, device=image.device) < self.null_share
         seen = torch.where(blind, self.null.to(image.dtype), image)
-        words = self._words(mask).sum()
-        losses = {"lm": self._nll(tokens, mask, seen, label_smoothing=self.label_smoothing).sum() / words}
+        nll, words = self._nll(tokens, mask, seen, label_smoothing=self.label_smoothing), self._words(mask).sum(1)
+        trust = torch.ones_like(nll)
+        if self.noise is not None:
+            trust = self._trust(nll.detach(), tokens, mask, blind[:, 0, 0], self.noise)
+        losses = {"lm": (trust * nll).sum() / (trust * words).sum()}
         if self.quantizer is not None:
             losses["commitment"] = commitment
         if self.global_step % LOG_EVERY == 0:
             self._log_grounding(image, codes, tokens, mask)
         return losses
+
+    @torch.no_grad()
+    def _trust(self, nll: Tensor, tokens: Tensor, mask: Tensor, blind: Tensor, noise: Tensor) -> Tensor:
+        """(B,) the posterior that a caption belongs to its picture, from ``nll`` (B,) given what was seen; 1 for the
+        rows (B,) that were ``blind``. ``noise`` () follows."""
+        prior = self._nll(tokens, mask, self.null.expand(len(nll), 1, -1))  # one null token says what many would
+        trust = torch.sigmoid(prior - nll + torch.logit(1 - noise))
+        if not blind.all():
+            noise.lerp_(1 - trust[~blind].mean(), NOISE_RATE_STEP).clamp_(0.01, 0.99)
+        if self.global_step % LOG_EVERY == 0:
+            self.log("train/noise_rate", noise)
+        return torch.where(blind, torch.ones_like(trust), trust)
 
     @torch.no_grad()
     def _log_grounding(self, image: Tensor, codes: Tensor | None, tokens: Tensor, mask: Tensor) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 BERT_EPS = 1e-12
+BERT_STD = 0.02  # of the weights it begins with, at a width of 768
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -276,7 +277,7 @@ class TextTransformer(nn.Module):
 
 def _init_bert(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=BERT_STD)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 

@@ -1,105 +1,80 @@
-"""TL;DR (Wang et al., ICCV 2023, section 3.2, arXiv 2305.20087): cluster the pictures by their codes, keep a share of
-each cluster.
+"""TL;DR's own selector: keep the pairs whose caption fits, unless a pair that fits better shows nearly the same.
 
-The paper draws the same share of every cluster at random, which keeps the pool's share of mismatched captions too. By
-default we keep what is best *aligned* (`tldr.model.captioner`), and make repetition costly: clusters are small, and
-the r-th best pair of a cluster is worth its alignment less ``redundancy`` standard deviations for each fair share
-(keep / K, at least 1) of pairs before it. So a picture that is shown again must fit better than one that is new. Where
-``redundancy`` is null, every cluster keeps its share, as in the paper, whatever the ``choice`` inside it.
+The paper (Wang et al., ICCV 2023, section 3.2, arXiv 2305.20087) draws the same share of every cluster of codes at
+random, which keeps the pool's share of wrong captions and of repeated pictures (`tldr.selector.tldr_paper`). The same
+captioner and the same codes say more:
 
-Summed alignment favours captions that say much. With ``length_bins`` captions compete with those of like length alone:
-a control that shows how much of a gain is more than longer text.
+    fit      the alignment (`tldr.model.captioner`) of picture and caption
+    novelty  the distance, between the pictures' code vectors, to the most similar pair that fits better; for the best
+             of a group of repeated pictures it is large, for all others small (the idea of density peaks: Rodriguez and
+             Laio, Science 2014)
 
-Shapes: N pairs, K clusters.
+A pair is worth its fit plus ``novelty`` times the logarithm of that distance, both in standard deviations of the pool:
+nothing has to be known of how many captions are wrong, of how many pictures repeat, or of how similar repetitions are,
+and a smaller selection is part of a larger one. Pairs are compared inside clusters, as in SemDeDup.
+
+Shapes: N pairs.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from tldr.cluster import proportional, ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector
-from tldr.signal.feature import FEATURES, cluster
+from tldr.selector.base import Selection, Selector, best
+from tldr.signal.feature import FEATURES, Feature, sampled
+from tldr.signal.sphere import Duplicates, cluster_count, unit
 from tldr.signal.store import Signals
 
-CHOICES = {"alignment": "alignment", "uniform": "draw", "nearest": "minus the distance to the centre"}
+NEAREST = 1e-3  # distances below it are as good as none
 
 
 class TLDR(Selector):
-    """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`), but no more than one for ``rows_per_cluster``
-    pairs (the paper has 3000 for 2.8M pairs; SemDeDup 50,000 for 440M). ``choice`` inside a cluster: best
-    ``alignment``, ``uniform`` draw, or ``nearest`` to the centre; ``redundancy`` (standard deviations of alignment)
-    goes with ``alignment`` alone, and ``length_bins``, each with as many pairs, with it."""
+    """``novelty``: how many standard deviations of fit one of novelty is worth; 0 leaves it out. ``feature``
+    (`tldr.signal.feature`, ``dim`` components) says what is alike, inside ``clusters`` at most, of
+    ``rows_per_cluster`` pairs at least; its vectors are held in memory, 4 bytes a number."""
 
     def __init__(
         self,
         *,
-        clusters: int = 50_000,
-        rows_per_cluster: int = 4,
+        novelty: float = 0.35,
         feature: str = "tokens",
-        choice: str = "alignment",
-        redundancy: float | None = 0.35,
-        length_bins: int | None = None,
         dim: int = 64,
+        clusters: int = 50_000,
+        rows_per_cluster: int = 8800,
     ) -> None:
-        if choice not in CHOICES:
-            raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
         if feature not in FEATURES:
             raise ValueError(f"selector.feature={feature!r}; choose from {', '.join(FEATURES)}")
         if clusters < 1 or rows_per_cluster < 1:
             raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
-        if redundancy is not None and (choice != "alignment" or redundancy < 0):
-            raise ValueError(
-                f"selector.redundancy={redundancy} is a price in alignment, at least 0; "
-                f"set selector.redundancy=null with selector.choice={choice}"
-            )
-        if length_bins is not None and (redundancy is None or length_bins < 1):
-            raise ValueError(
-                f"selector.length_bins={length_bins}: at least 1, and only where selector.redundancy is set"
-            )
-        self.clusters, self.rows_per_cluster, self.length_bins = clusters, rows_per_cluster, length_bins
-        self.feature, self.choice, self.redundancy, self.dim = feature, choice, redundancy, dim
-        aligned = ("alignment",) if choice == "alignment" else ()
-        self.needs = ("embedding" if feature == "embedding" else "codes", *aligned)
+        if novelty < 0:
+            raise ValueError(f"selector.novelty={novelty}: standard deviations of fit, at least 0")
+        self.novelty, self.feature, self.dim = novelty, feature, dim
+        self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
+        self.needs = ("embedding" if feature == "embedding" else "codes", "alignment")
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
-        """Cluster, order every cluster by ``choice``, then take the best, or every cluster's share."""
+        """Find everyone's nearest better pair, then keep those worth most."""
         assert signals is not None
-        clusters = max(1, min(self.clusters, len(pool) // self.rows_per_cluster))
-        label, distance = cluster(self.feature, signals, clusters=clusters, seed=seed, dim=self.dim)
-        scores = {"cluster": label, "distance": distance}
-        if self.choice == "alignment":
-            scores["alignment"] = merit = signals["alignment"].read().astype(np.float32)
-        elif self.choice == "nearest":
-            merit = -distance
-        else:
-            merit = np.random.default_rng(seed).random(len(pool), dtype=np.float32)
-        place = ranks(label, merit)
-        if self.redundancy is not None:
-            price = self.redundancy * merit.std() / max(1.0, keep / clusters)
-            scores["worth"] = worth = merit - np.float32(price) * place
-            bins = self._bins(pool)
-            share = proportional(np.bincount(bins), keep)
-            kept = ranks(bins, worth) < share[bins]
-            cut = np.array([worth[kept & (bins == each)].min(initial=np.inf) for each in range(len(share))])[bins]
-            verdicts = [f"worth {w:.3g}, cut at {c:.3g}" for w, c in zip(worth, cut, strict=True)]
-            if self.length_bins:
-                verdicts = [f"{verdict} for captions of this length" for verdict in verdicts]
-        else:
-            quota = proportional(np.bincount(label, minlength=clusters), keep)[label]
-            kept = place < quota
-            verdicts = [f"the cluster keeps {q}" for q in quota]
-        what = CHOICES[self.choice]
+        fit = signals["alignment"].read().astype(np.float32)
+        feature = Feature(self.feature, signals, sampled(len(pool), seed=seed), dim=self.dim)
+        rows = np.concatenate([unit(chunk) for chunk in feature.chunks()])
+        clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
+        found = Duplicates.find(rows, clusters, choice=fit, seed=seed)
+        distance = np.maximum(np.sqrt(np.maximum(2 - 2 * found.similarity, 0)), NEAREST)
+        distance[found.twin < 0] = distance[found.twin >= 0].max(initial=1.0)  # nobody in the cluster fits better
+        worth = standard(fit) + self.novelty * standard(np.log(distance))
+        kept, cut = best(worth, keep)
+        uids = pool.uids.to_pylist()
+        alike = [f"at {d:.3g} from {uids[t]}, which fits better" for d, t in zip(distance, found.twin, strict=True)]
         reasons = [
-            f"{what} {m:.3g}, place {p + 1} in cluster {c}; {verdict}"
-            for m, p, c, verdict in zip(merit, place, label, verdicts, strict=True)
+            f"alignment {f:.3g}, {what if t >= 0 else 'the best of its cluster'}; worth {w:.3g}, cut at {cut:.3g}"
+            for f, t, what, w in zip(fit, found.twin, alike, worth, strict=True)
         ]
-        return Selection(np.flatnonzero(kept), reasons, scores)
+        scores = {"cluster": found.cluster, "alignment": fit, "distance": distance, "worth": worth}
+        return Selection(kept, reasons, scores)
 
-    def _bins(self, pool: Pairs) -> np.ndarray:
-        """(N,) the bin of each caption by its number of words; all the same without `length_bins`."""
-        if self.length_bins is None:
-            return np.zeros(len(pool), np.int64)
-        place = ranks(np.zeros(len(pool), np.int64), -pool.words)  # from the shortest
-        return place * min(self.length_bins, len(pool)) // len(pool)
+
+def standard(values: np.ndarray) -> np.ndarray:
+    """(N,) in standard deviations from the mean; zeros where all are equal."""
+    return (values - values.mean()) / max(float(values.std()), 1e-12)

@@ -72,6 +72,12 @@ def _histogram(codes: np.ndarray, size: int) -> np.ndarray:
     return np.sqrt(counts / codes.shape[1])
 
 
+def sampled(count: int, size: int = 0, *, seed: int) -> np.ndarray:
+    """``size`` sorted rows of ``count``, drawn from ``seed``; at least 20,000, where there are as many."""
+    size = min(count, max(size, 20_000))
+    return np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+
+
 def cluster(
     feature: str, signals: Signals, *, clusters: int, seed: int, dim: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +86,7 @@ def cluster(
     Learned on at most `POINTS_PER_CENTROID` rows a cluster (drawn from ``seed``), assigned part by part.
     """
     count = signals["embedding" if feature == "embedding" else "codes"].shape[0]
-    rng = np.random.default_rng(seed)
-    size = min(count, max(POINTS_PER_CENTROID * clusters, 20_000))
-    sample = np.sort(rng.choice(count, size, replace=False))
+    sample = sampled(count, POINTS_PER_CENTROID * clusters, seed=seed)
     fitted = Feature(feature, signals, sample, dim=dim)
     kmeans = KMeans.fit(fitted(fitted.signal.read(sample)), clusters, seed=seed)
     assigned = [kmeans.assign(chunk) for chunk in fitted.chunks()]

@@ -92,16 +92,20 @@ class Duplicates:
     twin: np.ndarray
 
     @classmethod
-    def find(cls, rows: np.ndarray, clusters: int, *, choice: str, seed: int) -> Duplicates:
+    def find(cls, rows: np.ndarray, clusters: int, *, choice: str | np.ndarray, seed: int) -> Duplicates:
         """Among (N, E) unit ``rows``. A cluster's row begins with what may stay: the ``hard``, least like the
-        centroid, the ``easy``, or in ``random`` order. A pair that goes can still send others away, as in the
-        source."""
+        centroid, the ``easy``, in ``random`` order, or those of the highest merit, which is then given (N,). A pair
+        that goes can still send others away, as in the source."""
         sphere = Sphere.fit(rows, clusters, seed=seed)
-        order = {
-            "hard": sphere.similarity,
-            "easy": -sphere.similarity,
-            "random": np.random.default_rng(seed).random(len(rows)),
-        }[choice]
+        if isinstance(choice, str):
+            orders = {
+                "hard": sphere.similarity,
+                "easy": -sphere.similarity,
+                "random": np.random.default_rng(seed).random(len(rows)),
+            }
+            order = orders[choice]
+        else:
+            order = -choice
         similarity, twin = np.full(len(rows), -1, np.float32), np.full(len(rows), -1)
         for members in sphere.members():
             line = members[np.argsort(order[members], kind="stable")]

@@ -1,0 +1,63 @@
+"""TL;DR as its paper has it (Wang et al., ICCV 2023, section 3.2, arXiv 2305.20087): cluster the pictures by their
+codes, keep the same share of each cluster, drawn at random. The pool's share of wrong captions stays as it is.
+
+Shapes: N pairs, K clusters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tldr.cluster import proportional, ranks
+from tldr.pairs import Pairs
+from tldr.selector.base import Selection, Selector
+from tldr.signal.feature import FEATURES, cluster
+from tldr.signal.store import Signals
+
+CHOICES = {"alignment": "alignment", "uniform": "draw", "nearest": "minus the distance to the centre"}
+
+
+class TLDRPaper(Selector):
+    """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`, ``dim`` components), but no more than one for
+    ``rows_per_cluster`` pairs. ``choice`` inside a cluster: ``uniform`` draw, as in the paper, best ``alignment``, or
+    ``nearest`` to the centre."""
+
+    def __init__(
+        self,
+        *,
+        clusters: int = 3000,
+        rows_per_cluster: int = 32,
+        feature: str = "tokens",
+        choice: str = "uniform",
+        dim: int = 64,
+    ) -> None:
+        if choice not in CHOICES:
+            raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
+        if feature not in FEATURES:
+            raise ValueError(f"selector.feature={feature!r}; choose from {', '.join(FEATURES)}")
+        if clusters < 1 or rows_per_cluster < 1:
+            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
+        self.feature, self.choice, self.dim = feature, choice, dim
+        aligned = ("alignment",) if choice == "alignment" else ()
+        self.needs = ("embedding" if feature == "embedding" else "codes", *aligned)
+
+    def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
+        """Cluster, order every cluster by ``choice``, take every cluster's share."""
+        assert signals is not None
+        clusters = max(1, min(self.clusters, len(pool) // self.rows_per_cluster))
+        label, distance = cluster(self.feature, signals, clusters=clusters, seed=seed, dim=self.dim)
+        scores = {"cluster": label, "distance": distance}
+        if self.choice == "alignment":
+            scores["alignment"] = merit = signals["alignment"].read().astype(np.float32)
+        elif self.choice == "nearest":
+            merit = -distance
+        else:
+            merit = np.random.default_rng(seed).random(len(pool), dtype=np.float32)
+        place = ranks(label, merit)
+        quota = proportional(np.bincount(label, minlength=clusters), keep)[label]
+        reasons = [
+            f"{CHOICES[self.choice]} {m:.3g}, place {p + 1} in cluster {c}, which keeps {q}"
+            for m, p, c, q in zip(merit, place, label, quota, strict=True)
+        ]
+        return Selection(np.flatnonzero(place < quota), reasons, scores)
