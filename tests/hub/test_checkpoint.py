@@ -158,6 +158,15 @@ def test_a_checkpoint_of_the_same_class_is_taken_whole_but_for_the_queue(tmp_pat
         initialise(other, replace(weights, state=state))
 
 
+@pytest.mark.parametrize("rates", [(0.3, None), (None, 0.3), (0.3, 0.2)])
+def test_how_many_captions_were_wrong_is_not_taken_along(tmp_path, rates):
+    weights = read(save(build(Captioner, noise_rate=rates[0]), tmp_path / "captioner"), "Captioner")
+    assert "noise_rate" not in weights.arguments
+    other = Captioner(tokenizer=TOKENIZER, optimizer={}, noise_rate=rates[1], **weights.arguments)
+    assert initialise(other, weights) == []
+    assert other.noise is None if rates[1] is None else float(other.noise) == pytest.approx(rates[1])
+
+
 def test_a_captioner_takes_image_encoder_and_decoder_of_a_blip(tmp_path):
     blip = build(Blip, embed_dim=8, queue_size=0)
     weights = read(save(spread(blip), tmp_path / "blip") / "model.ckpt", "Captioner")

@@ -84,9 +84,10 @@ def test_one_too_many_is_told(pool, signals, values):
 
 def test_all_scores_are_there(pool, signals, values):
     for kind in (Intersect, Union):
-        selection = kind(steps=[Top("clip.alignment"), TLDR(), TLDR(clusters=5)], names=["clip", "tldr", "tldr"])(
-            pool, signals, keep=75, seed=0
-        )
+        selection = kind(
+            steps=[Top("clip.alignment"), TLDR(rows_per_cluster=30), TLDR(clusters=5, rows_per_cluster=30)],
+            names=["clip", "tldr", "tldr"],
+        )(pool, signals, keep=75, seed=0)
         assert np.array_equal(selection.scores["clip.score"], values["clip.alignment"])
         assert {"tldr.worth", "tldr_2.worth", "cluster"} < set(selection.scores)
         assert "tldr.cluster" not in selection.scores

@@ -40,7 +40,8 @@ EXPORTERS = {  # our class: who writes it
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
-RUN_ONLY = ("optimizer", "tokenizer", "queue_size")  # arguments of ours that say how a model learned, not what it is
+RUN_ONLY = ("optimizer", "tokenizer", "queue_size", "noise_rate")  # how a model of ours learned, not what it is
+OF_THE_DATA = ("queue.", "noise")  # parts that tell of the data it learned from
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _read_ours(file: Path, model: str) -> Weights:
     if isinstance(arguments.get("image"), Mapping):
         arguments["image"] = {**arguments["image"], "pretrained": False}
     if name == model:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("queue.")}  # of other data
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(OF_THE_DATA)}
         arguments = {name: value for name, value in arguments.items() if name not in RUN_ONLY}
         covers = tuple({name.partition(".")[0] for name in state})
         return Weights(name, arguments, state, covers, tokenizer)
