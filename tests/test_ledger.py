@@ -20,8 +20,8 @@ def test_stages_are_timed_in_order(tmp_path):
     written = json.loads(ledger.write(tmp_path).read_text())
     assert [stage["name"] for stage in written] == ["read", "select"]
     assert written[0] | {"seconds": 0, "device_seconds": 0, "made_seconds": 0} == {
-        "name": "read", "seconds": 0, "device_seconds": 0, "images": 12, "cached": False, "flops": 0, "made_seconds": 0,
-        "made_flops": 0,
+        "name": "read", "seconds": 0, "device_seconds": 0, "images": 12, "cached": False, "flops": 0,
+        "found_seconds": 0, "found_flops": 0, "made_seconds": 0, "made_flops": 0,
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class Stage:
     whether its result was ``cached`` by an earlier run.
 
     ``made_seconds`` and ``made_flops`` are what the result took when it was made, now or by that earlier run; None
-    where nobody wrote it down."""
+    where nobody wrote it down. ``found_seconds`` and ``found_flops`` are of parts that earlier runs had made."""
 
     name: str
     seconds: float = 0.0
@@ -37,6 +37,8 @@ class Stage:
     images: int = 0
     cached: bool = False
     flops: float = 0.0
+    found_seconds: float = 0.0
+    found_flops: float = 0.0
     made_seconds: float | None = None
     made_flops: float | None = None
 
@@ -61,7 +63,8 @@ class Ledger:
             if torch.cuda.is_available() and not entry.cached:
                 entry.device_seconds = entry.seconds * torch.cuda.device_count()
             if not entry.cached:
-                entry.made_seconds, entry.made_flops = entry.seconds, entry.flops
+                entry.made_seconds = entry.seconds + entry.found_seconds
+                entry.made_flops = entry.flops + entry.found_flops
         if home is not None:  # a stage that failed does not come here
             _remember(entry, home / COST)
 
@@ -77,7 +80,7 @@ class Ledger:
 
 def _remember(entry: Stage, file: Path) -> None:
     if not entry.cached:
-        write_json(file, {"seconds": entry.seconds, "flops": entry.flops})
+        write_json(file, {"seconds": entry.made_seconds, "flops": entry.made_flops})
     elif file.is_file():
         cost = json.loads(file.read_text(encoding="utf-8"))
         entry.made_seconds, entry.made_flops = cost["seconds"], cost["flops"]

@@ -95,6 +95,14 @@ def test_a_subset_is_bit_for_bit_the_same_again(command, project):
     assert (project / "one" / "decisions.parquet").read_bytes() == (project / "two" / "decisions.parquet").read_bytes()
     refined = Pairs.open(project / "one")
     assert "caption_original" in refined.table.column_names
+    # The second finds what the first has written, and says what that took.
+    wrote, found = (
+        next(stage for stage in json.loads((project / out / "ledger.json").read_text()) if stage["name"] == "refine")
+        for out in ("one", "two")
+    )
+    assert wrote["found_flops"] == 0 < found["found_flops"]
+    assert found["flops"] < wrote["flops"] == wrote["made_flops"] == pytest.approx(found["made_flops"])
+    assert found["made_seconds"] > found["found_seconds"] > 0
 
 
 def test_another_override_gets_another_folder(command, project):

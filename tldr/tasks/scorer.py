@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch.loggers import Logger
-from tqdm import tqdm
 
-from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.ledger import Ledger, Meter
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
@@ -150,56 +147,3 @@ class Scorers:
                 "give a VQ-VLM's checkpoint=..., or another selector.feature"
             )
         return panel
-
-
-class CaptionWriter:
-    """The main scorer as refiners use it: it writes captions in batches; all of the ``scorers`` say how well captions
-    fit."""
-
-    def __init__(
-        self,
-        scorers: Mapping[str, Model],
-        *,
-        batch_size: int,
-        num_workers: int,
-        seed: int,
-        generation: Mapping[str, Any],
-    ) -> None:
-        model = scorers[MAIN]
-        if not hasattr(model, "generate") or not hasattr(model, "signals"):
-            raise ValueError(
-                f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... or choose refiner=none"
-            )
-        self.scorers: dict[str, Any] = dict(scorers)
-        self.loading = {"batch_size": batch_size, "num_workers": num_workers}
-        self.seed, self.generation = seed, dict(generation)
-        self.meters: dict[str, Meter] = {}  # by what is done
-
-    @property
-    def flops(self) -> float:
-        """Of all that it did so far."""
-        return sum(meter.flops for meter in self.meters.values())
-
-    def _batches(self, pairs: Pairs, model: Any, title: str) -> Any:
-        dataset, meter = PairsDataset(pairs, image_size=model.image_size), self.meters.setdefault(title, Meter())
-        with tqdm(total=len(pairs), desc=title, unit="pair") as bar:
-            for batch in ordered_loader(dataset, **self.loading):
-                batch["images"] = batch["images"].to(model.device)
-                with meter.batch(len(batch["captions"])):  # whoever takes the batch works on it until the next
-                    yield batch
-                bar.update(len(batch["captions"]))
-
-    def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
-        """A caption for each pair's picture; it depends on the seed and on ``draw`` alone."""
-        model = self.scorers[MAIN]
-        generator = torch.Generator(model.device).manual_seed(self.seed + (draw << 32))
-        captions: list[str] = []
-        for batch in self._batches(pairs, model, "writing captions"):
-            captions += model.generate(batch["images"], generator=generator, **self.generation)
-        return captions
-
-    def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
-        """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
-        model = self.scorers[scorer]
-        batches = self._batches(pairs, model, f"aligning captions {scorer}".strip())
-        return np.concatenate([model.signals(batch)["alignment"].float().cpu().numpy() for batch in batches])

@@ -39,7 +39,8 @@ from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
 from tldr.signal.panel import MAIN, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
-from tldr.tasks.scorer import CaptionWriter, Scorers
+from tldr.tasks.scorer import Scorers
+from tldr.tasks.writer import CaptionWriter
 
 
 def run(
@@ -104,7 +105,7 @@ def run(
     )  # fmt: skip
     provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
     if writes:  # first: a scorer that cannot write should not cost an extraction
-        writer = CaptionWriter(judges.models, **extraction, seed=seed, generation=generation)
+        writer = CaptionWriter(judges.models, **extraction, cache=cache, seed=seed, generation=generation)
     if selector.needs:
         signals = judges.signals(pool, selector.needs)
         found, signals = _without_undecodable(found, signals, folder, cache, max_bad_fraction)
@@ -132,11 +133,13 @@ def run(
         else:
             selection = selector(pool, signals, **options)
             subset = pool.take(selection.rows, provenance=provenance)
-        stage.flops = written_before = writer.flops if writer else 0.0
+        if writer:
+            writer.charge(stage)
     if refiner.writes:
         with ledger.stage("refine") as stage:
             subset, stage.images = refiner(subset, writer), len(subset)
-            stage.flops = writer.flops - written_before if writer else 0.0
+            if writer:
+                writer.charge(stage)
 
     decisions = selection.decisions(pool)
     written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": config}, exports)
