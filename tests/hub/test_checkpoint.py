@@ -164,7 +164,7 @@ def test_how_many_captions_were_wrong_is_not_taken_along(tmp_path, rates):
     assert "noise_rate" not in weights.arguments
     other = Captioner(tokenizer=TOKENIZER, optimizer={}, noise_rate=rates[1], **weights.arguments)
     assert initialise(other, weights) == []
-    assert other.noise is None if rates[1] is None else float(other.noise) == pytest.approx(rates[1])
+    assert (None if other.noise is None else float(other.noise)) == pytest.approx(rates[1])
 
 
 def test_a_captioner_takes_image_encoder_and_decoder_of_a_blip(tmp_path):

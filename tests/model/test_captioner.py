@@ -166,6 +166,7 @@ def test_it_learns_how_many_captions_are_wrong(batch):
     for model in (doubting, believing):
         fit(model, 200, data=Noisy())
         model.eval()
+    assert doubting.noise is not None
     assert float(doubting.noise) == pytest.approx(3 / 8, abs=0.08)
     swapped = Batch(**{**batch, "captions": CAPTIONS[1:] + CAPTIONS[:1]})
     right, wrong = (
@@ -188,6 +189,7 @@ def test_a_caption_weighs_the_posterior_that_it_belongs(batch):
         found = model.losses(batch)["lm"]
     assert trust.std() > 1e-3
     assert float(found) == pytest.approx(float((trust * nll).sum() / (trust * words).sum()), rel=1e-4)
+    assert model.noise is not None
     assert float(model.noise) == pytest.approx(0.3 + NOISE_RATE_STEP * (float(1 - trust.mean()) - 0.3), rel=1e-4)
 
 
