@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16_000, help="pairs of every training split")
     parser.add_argument("--eval-images", type=int, default=200, help="held-out pictures, and questions")
     parser.add_argument("--share", type=float, default=1.0, help="of the steps")
-    parser.add_argument("--head-steps", type=int, default=600)
+    parser.add_argument("--head-steps", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
     given = parser.parse_args()

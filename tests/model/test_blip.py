@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import LambdaCallback
-from torch.utils.data import DataLoader, Dataset
 
+from tests.model.conftest import train
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import load_model
@@ -54,24 +54,9 @@ def make_batch(captions=CAPTIONS, ids=None, seed: int = 0) -> Batch:
     )
 
 
-class Twice(Dataset):
-    """An epoch of two equal batches."""
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, i: int) -> Batch:
-        return make_batch()
-
-
 def fit(model: Blip, *, steps: int, resume: Path | None = None, **options) -> L.Trainer:
     """Train on the same batch again and again."""
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
-    trainer.fit(model, DataLoader(Twice(), batch_size=None), ckpt_path=resume, weights_only=True)
-    return trainer
+    return train(model, steps, lambda _: make_batch(), epoch=2, resume=resume, **options)
 
 
 @pytest.fixture

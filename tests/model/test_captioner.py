@@ -1,12 +1,12 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from tests.model.conftest import train
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import load_model
@@ -51,23 +51,10 @@ def make_batch(rows: Sequence[int] = range(B)) -> Batch:
     )
 
 
-class Repeated(Dataset):
-    def __len__(self) -> int:
-        return 500
-
-    def __getitem__(self, i: int) -> Batch:
-        return make_batch()
-
-
-def fit(model: Captioner, steps: int, data: Dataset | None = None, **options) -> L.Trainer:
-    """Train on the same eight pairs again and again, or on ``data``."""
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, gradient_clip_val=1.0, **options,
-    )  # fmt: skip
+def fit(model: Captioner, steps: int, make: Callable[[int], Batch] | None = None, **options) -> L.Trainer:
+    """Train on the same eight pairs again and again, or on what ``make`` gives."""
     model.prepare(CAPTIONS)
-    trainer.fit(model.train(), DataLoader(data or Repeated(), batch_size=None))
-    return trainer
+    return train(model.train(), steps, make or (lambda _: make_batch()), epoch=500, gradient_clip_val=1.0, **options)
 
 
 @pytest.fixture
@@ -148,23 +135,21 @@ def test_the_null_image_stands_for_its_share_of_the_pictures(batch, share):
     assert any(pictures) == (share == 0)
 
 
-class Noisy(Repeated):
+def noisy(number: int) -> Batch:
     """Three of the eight captions are drawn from those of other pictures."""
-
-    def __getitem__(self, i: int) -> Batch:
-        generator = torch.Generator().manual_seed(i)
-        batch = make_batch()
-        for row in torch.randperm(B, generator=generator)[:3].tolist():
-            other = int(torch.randint(1, B, (), generator=generator))
-            batch["captions"][row] = CAPTIONS[(row + other) % B]
-        return batch
+    generator = torch.Generator().manual_seed(number)
+    batch = make_batch()
+    for row in torch.randperm(B, generator=generator)[:3].tolist():
+        other = int(torch.randint(1, B, (), generator=generator))
+        batch["captions"][row] = CAPTIONS[(row + other) % B]
+    return batch
 
 
 def test_it_learns_how_many_captions_are_wrong(batch):
     """And believes those less: wrong captions leave no more mark than they would in clean data."""
     doubting, believing = build(noise_rate=0.6, init_std=0.2), build(init_std=0.2)
     for model in (doubting, believing):
-        fit(model, 200, data=Noisy())
+        fit(model, 200, noisy)
         model.eval()
     assert doubting.noise is not None
     assert float(doubting.noise) == pytest.approx(3 / 8, abs=0.08)

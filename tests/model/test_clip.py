@@ -9,8 +9,8 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 
+from tests.model.conftest import train
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import load_model
@@ -45,21 +45,8 @@ def make_batch(captions=CAPTIONS) -> Batch:
     )
 
 
-class Repeated(Dataset):
-    def __len__(self) -> int:
-        return 60
-
-    def __getitem__(self, i: int) -> Batch:
-        return make_batch()
-
-
 def fit(model: Clip, steps: int) -> L.Trainer:
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(model, DataLoader(Repeated(), batch_size=None))
-    return trainer
+    return train(model, steps, lambda _: make_batch(), epoch=60)
 
 
 @pytest.fixture

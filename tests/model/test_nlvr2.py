@@ -1,16 +1,15 @@
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from tests.model.conftest import backbone, save, train
 from tldr.data.tokenizer import Tokenizer
-from tldr.model.base import Model, describe, load_model
+from tldr.model.base import describe, load_model
 from tldr.model.blip import Blip
-from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
 from tldr.model.nlvr2 import Nlvr2
 from tldr.model.vilt import Vilt
@@ -18,25 +17,11 @@ from tldr.model.vilt import Vilt
 SENTENCES = ("all is red", "something is red")
 COLOURS = torch.tensor([[30, 60, 230], [220, 30, 30]], dtype=torch.uint8)  # blue, red
 TOKENIZER = Tokenizer.learn([*SENTENCES, "a red box"]).json
-IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
-TEXT = {"width": 16, "depth": 2, "heads": 2, "max_length": 10}
 OPTIMIZER = {"lr": 5e-3, "schedule": "constant"}
 
 
-def backbone(kind: str) -> Model:
-    torch.manual_seed(0)
-    common: dict[str, Any] = {"tokenizer": TOKENIZER, "image": IMAGE, "text": TEXT, "optimizer": {"lr": 1e-3}}
-    if kind == "vilt":
-        return Vilt(**{**common, "text": {**TEXT, "depth": 0}})
-    if kind == "captioner":
-        return Captioner(**common, quantizer={"codebook_size": 8, "init": "random"})
-    if kind == "clip":
-        return Clip(**common)
-    return Blip(**common, embed_dim=8, queue_size=16)
-
-
 def build(kind: str = "blip", *, seed: int = 0, **options) -> Nlvr2:
-    description = describe(backbone(kind))
+    description = describe(backbone(kind, TOKENIZER))
     torch.manual_seed(seed)
     return Nlvr2(**({"backbone": description, "optimizer": OPTIMIZER} | options))
 
@@ -58,31 +43,9 @@ def make_batch(*, pictures: int = 2, seed: int = 0) -> Any:
     return batch | {"images_2": paint([b for _, _, b in places])} if pictures == 2 else batch
 
 
-class Repeated(Dataset):
-    def __init__(self, pictures: int) -> None:
-        self.pictures = pictures
-
-    def __len__(self) -> int:
-        return 1000
-
-    def __getitem__(self, i: int) -> Any:
-        return make_batch(pictures=self.pictures, seed=i)
-
-
 def fit(model: Nlvr2, steps: int, **options) -> L.Trainer:
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
-    trainer.fit(model.train(), DataLoader(Repeated(model.pictures), batch_size=None))
-    return trainer
-
-
-def save(model: Model, folder: Path) -> Path:
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-    return folder
+    batches = partial(make_batch, pictures=model.pictures)
+    return train(model.train(), steps, lambda i: batches(seed=i), **options)
 
 
 @torch.no_grad()
@@ -130,7 +93,7 @@ def test_its_checkpoint_loads_by_itself(kind, fusion, pictures, tmp_path):
     """Without the backbone's, from which it began."""
     first = tmp_path / "backbone"
     first.mkdir()
-    before = backbone(kind)
+    before = backbone(kind, TOKENIZER)
     with torch.no_grad():
         for parameter in before.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape))
@@ -146,7 +109,7 @@ def test_its_checkpoint_loads_by_itself(kind, fusion, pictures, tmp_path):
 
 @torch.no_grad()
 def test_the_backbones_weights_are_the_heads_beginning(tmp_path):
-    before = backbone("blip").eval()
+    before = backbone("blip", TOKENIZER).eval()
     assert isinstance(before, Blip)
     batch = make_batch()
     expected = before.joint(batch["images"], batch["captions"])
@@ -159,7 +122,7 @@ def test_the_backbones_weights_are_the_heads_beginning(tmp_path):
 
 @torch.no_grad()
 def test_the_backbone_can_be_given_larger_pictures(tmp_path):
-    before = save(backbone("vilt"), tmp_path)
+    before = save(backbone("vilt", TOKENIZER), tmp_path)
     model = build(backbone=before, image={"image_size": 64, "drop_path": 0.1}).eval()
     assert model.image_size == 64
     state = load_model(before).state_dict()

@@ -4,8 +4,8 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, Dataset
 
+from tests.model.conftest import train
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model import vilt
@@ -52,27 +52,9 @@ def plain_batch(times: int = 1) -> Batch:
     return Batch(**{**batch, "images": colours[:, :, None, None].repeat(times, 1, 32, 32)})
 
 
-class Twice(Dataset):
-    """An epoch of two equal batches."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, i: int) -> Batch:
-        return self.batch
-
-
 def fit(model: Vilt, *, steps: int, batch: Batch | None = None, **options) -> L.Trainer:
     """Train on the same batch again and again."""
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
-    trainer.fit(model, DataLoader(Twice(batch or make_batch()), batch_size=None))
-    return trainer
+    return train(model, steps, lambda _: batch or make_batch(), epoch=2, **options)
 
 
 @pytest.fixture

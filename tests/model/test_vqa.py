@@ -1,42 +1,27 @@
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from tests.model.conftest import IMAGE, TEXT, backbone, save, train
 from tldr.data.tokenizer import Tokenizer
 from tldr.metric.answer import accuracy
-from tldr.model.base import Model, describe, load_model
+from tldr.model.base import describe, load_model
 from tldr.model.blip import Blip
-from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
-from tldr.model.vilt import Vilt
 from tldr.model.vqa import Vqa
 from tldr.nn.answers import answer_nll
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 230), "white": (250, 250, 250)}
 QUESTIONS = ("what colour is it", "is it red", "is it coloured at all, or not")
 TOKENIZER = Tokenizer.learn([*QUESTIONS, *COLOURS, "yes", "no"]).json
-IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
-TEXT = {"width": 16, "depth": 2, "heads": 2, "max_length": 14}
 OPTIMIZER = {"lr": 5e-3, "schedule": "constant"}
 WAYS = [("vilt", "classify"), ("captioner", "classify"), ("blip", "classify"), ("blip", "rank")]
 
 
-def backbone(kind: str, **options) -> Model:
-    torch.manual_seed(0)
-    common: dict[str, Any] = {"tokenizer": TOKENIZER, "image": IMAGE, "text": TEXT, "optimizer": {"lr": 1e-3}} | options
-    if kind == "vilt":
-        return Vilt(**{**common, "text": {**TEXT, "depth": 0}})
-    if kind == "captioner":
-        return Captioner(**common)
-    return Blip(**common, embed_dim=8, queue_size=16)
-
-
 def build(kind: str = "blip", *, seed: int = 0, **options) -> Vqa:
-    description = describe(backbone(kind))
+    description = describe(backbone(kind, TOKENIZER))
     torch.manual_seed(seed)
     return Vqa(**({"backbone": description, "optimizer": OPTIMIZER} | options))
 
@@ -55,29 +40,9 @@ def make_batch(seed: int = 0) -> Any:
     return {"images": torch.stack(images), "captions": questions, "columns": {"answers": answers}}
 
 
-class Repeated(Dataset):
-    def __len__(self) -> int:
-        return 1000
-
-    def __getitem__(self, i: int) -> Any:
-        return make_batch(i)
-
-
 def fit(model: Vqa, steps: int, **options) -> L.Trainer:
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, gradient_clip_val=1.0, **options,
-    )  # fmt: skip
     model.prepare_columns(make_batch()["columns"])
-    trainer.fit(model.train(), DataLoader(Repeated(), batch_size=None))
-    return trainer
-
-
-def save(model: Model, folder: Path) -> Path:
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(folder / "model.ckpt", weights_only=True)
-    return folder
+    return train(model.train(), steps, make_batch, gradient_clip_val=1.0, **options)
 
 
 @torch.no_grad()
@@ -115,7 +80,7 @@ def test_all_that_learns_gets_a_gradient(kind, mode, shared):
 @pytest.mark.parametrize(("kind", "mode"), WAYS)
 @torch.no_grad()
 def test_its_checkpoint_loads_by_itself_with_its_answers(kind, mode, tmp_path):
-    before = save(backbone(kind), tmp_path)
+    before = save(backbone(kind, TOKENIZER), tmp_path)
     model = build(kind, backbone=before, mode=mode, num_answers=3)
     model.prepare_columns(make_batch()["columns"])
     again = load_model(save(model.eval(), tmp_path))
@@ -176,7 +141,7 @@ def test_the_decoder_learns_each_answer_by_its_share():
 @torch.no_grad()
 def test_blip_ranks_by_likelihood():
     torch.manual_seed(0)
-    model, batch = backbone("blip").eval(), make_batch()
+    model, batch = backbone("blip", TOKENIZER).eval(), make_batch()
     assert isinstance(model, Blip)
     for parameter in model.encoders.text.parameters():
         parameter.add_(0.5 * torch.randn(parameter.shape))
@@ -197,7 +162,7 @@ def test_blip_ranks_by_likelihood():
 def test_errors_name_the_key(monkeypatch):
     monkeypatch.delattr(Clip, "joint")
     clip = describe(Clip(tokenizer=TOKENIZER, image=IMAGE, text=TEXT, optimizer={"lr": 1e-3}))
-    wide = describe(backbone("blip", text={**TEXT, "width": 8}))
+    wide = describe(backbone("blip", TOKENIZER, text={**TEXT, "width": 8}))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"mode": "guess"}, "mode='guess'; choose from classify, rank"),
         ({"kind": "vilt", "mode": "rank"}, "mode=rank: Vilt writes no answers; take a blip, or mode=classify"),
