@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _command import composed
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +32,7 @@ from tldr.atomic import write_json
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 MODELS = ("blip", "clip", "vilt", "captioner", "vqvlm")
 SIZES = ("tiny", "small", "base", "large")
 COLUMNS = ("model", "size", "batch", "compiled", "images/s", "ms", "TFLOP", "TFLOP/s", "share", "GiB")
@@ -40,7 +41,8 @@ WORDS = "a the red small two dog child street sign with under running green of i
 
 def build(name: str, size: str, *, pixels: int | None, checkpointing: bool) -> Model:
     """The model of conf/model in that size, as training begins; nothing is downloaded."""
-    cfg = composed("train", f"model={name}", f"model/size={size}").model
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(overrides=[f"+model={name}", f"model/size={size}"]).model
     with open_dict(cfg):
         if "image" in cfg:
             cfg.image.update({"pretrained": False, "gradient_checkpointing": checkpointing})

@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tldr.cluster import proportional
-from tldr.selector.tldr import TLDR
+from tldr.selector.tldr_paper import TLDRPaper
 from tldr.selector.tldr_released import TLDRReleased, on_stride
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
@@ -17,7 +17,7 @@ CONF = Path(__file__).parents[2] / "conf" / "selector"
 
 def test_the_papers_is_a_uniform_share_of_every_cluster(pool, signals, values, store):
     selector = instantiate(OmegaConf.load(CONF / "tldr_paper.yaml"))
-    assert isinstance(selector, TLDR)
+    assert isinstance(selector, TLDRPaper)
     assert selector.needs == ("codes",)  # no filter by alignment
     assert selector.clusters == 3000
     selection = selector(pool, signals, keep=75, seed=0)
