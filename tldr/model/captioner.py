@@ -168,7 +168,8 @@ class Captioner(Model):
     def _trust(self, nll: Tensor, tokens: Tensor, mask: Tensor, blind: Tensor, noise: Tensor) -> Tensor:
         """(B,) the posterior that a caption belongs to its picture, from ``nll`` (B,) given what was seen; 1 for the
         rows (B,) that were ``blind``. ``noise`` () follows."""
-        prior = self._nll(tokens, mask, self.null.expand(len(nll), 1, -1))  # one null token says what many would
+        null = self.null.expand(len(nll), 1, -1)  # one token says what many like it would
+        prior = self._nll(tokens, mask, null, label_smoothing=self.label_smoothing)
         trust = torch.sigmoid(prior - nll + torch.logit(1 - noise))
         if not blind.all():
             noise.lerp_(1 - trust[~blind].mean(), NOISE_RATE_STEP).clamp_(0.01, 0.99)

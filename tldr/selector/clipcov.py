@@ -25,7 +25,7 @@ import numpy as np
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best
-from tldr.signal.sphere import DENSE, Sphere, cluster_count, unit, unit_rows
+from tldr.signal.sphere import DENSE, Sphere, check_clusters, cluster_count, unit, unit_rows
 from tldr.signal.store import Signals
 
 
@@ -34,8 +34,7 @@ class ClipCov(Selector):
     ``clip`` or another with both."""
 
     def __init__(self, *, clusters: int = 1000, rows_per_cluster: int = 128, scorer: str = "clip") -> None:
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         self.needs = (f"{scorer}.embedding", f"{scorer}.text_embedding")
 

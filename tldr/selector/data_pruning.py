@@ -18,7 +18,7 @@ import numpy as np
 from tldr.cluster import ranks
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best
-from tldr.signal.sphere import Sphere, cluster_count, unit, unit_rows
+from tldr.signal.sphere import Sphere, check_clusters, cluster_count, unit, unit_rows
 from tldr.signal.store import Signals
 
 LABELLED = {"el2n": "EL2N", "grand": "GraNd", "forgetting": "forgotten", "supervised": "distance to the label's mean"}
@@ -49,8 +49,7 @@ class DataPruning(Selector):
             raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
         if not 0 <= class_floor <= 1:
             raise ValueError(f"selector.class_floor={class_floor}: a share of the equal part, inside [0, 1]")
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         self.score, self.choice, self.labels, self.class_floor = score, choice, labels, class_floor
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
         self.needs = (embedding,) if score in ("prototypes", "supervised") else (f"classifier.{score}",)

@@ -18,7 +18,7 @@ import numpy as np
 from tldr.data import basic
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, Target
-from tldr.signal.sphere import Sphere, cluster_count, unit_rows
+from tldr.signal.sphere import Sphere, check_clusters, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
 
@@ -41,8 +41,7 @@ class ImageFilter(Selector):
         embedding: str = "clip.embedding",
         target: Any = None,
     ) -> None:
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         if min(words, characters) < 0:
             raise ValueError("selector.words and selector.characters must be at least 0")
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding

@@ -15,7 +15,7 @@ import numpy as np
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best
-from tldr.signal.sphere import CHOICES, Duplicates, cluster_count, unit_rows
+from tldr.signal.sphere import CHOICES, Duplicates, check_clusters, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
 
@@ -35,8 +35,7 @@ class SemDeDup(Selector):
     ) -> None:
         if choice not in CHOICES:
             raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         if epsilon is not None and not 0 <= epsilon <= 2:
             raise ValueError(f"selector.epsilon={epsilon}: a cosine distance, inside [0, 2], or null")
         self.clusters, self.rows_per_cluster, self.choice = clusters, rows_per_cluster, choice

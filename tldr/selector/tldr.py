@@ -22,8 +22,8 @@ import numpy as np
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best
-from tldr.signal.feature import FEATURES, Feature, sampled
-from tldr.signal.sphere import Duplicates, cluster_count, unit
+from tldr.signal.feature import Feature, sampled, signal_of
+from tldr.signal.sphere import Duplicates, check_clusters, cluster_count, unit
 from tldr.signal.store import Signals
 
 NEAREST = 1e-3  # distances below it are as good as none
@@ -43,15 +43,12 @@ class TLDR(Selector):
         clusters: int = 50_000,
         rows_per_cluster: int = 8800,
     ) -> None:
-        if feature not in FEATURES:
-            raise ValueError(f"selector.feature={feature!r}; choose from {', '.join(FEATURES)}")
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         if novelty < 0:
             raise ValueError(f"selector.novelty={novelty}: standard deviations of fit, at least 0")
         self.novelty, self.feature, self.dim = novelty, feature, dim
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
-        self.needs = ("embedding" if feature == "embedding" else "codes", "alignment")
+        self.needs = (signal_of(feature), "alignment")
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """Find everyone's nearest better pair, then keep those worth most."""

@@ -11,7 +11,8 @@ import numpy as np
 from tldr.cluster import proportional, ranks
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector
-from tldr.signal.feature import FEATURES, cluster
+from tldr.signal.feature import cluster, signal_of
+from tldr.signal.sphere import check_clusters, cluster_count
 from tldr.signal.store import Signals
 
 CHOICES = {"alignment": "alignment", "uniform": "draw", "nearest": "minus the distance to the centre"}
@@ -33,19 +34,16 @@ class TLDRPaper(Selector):
     ) -> None:
         if choice not in CHOICES:
             raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
-        if feature not in FEATURES:
-            raise ValueError(f"selector.feature={feature!r}; choose from {', '.join(FEATURES)}")
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         self.feature, self.choice, self.dim = feature, choice, dim
         aligned = ("alignment",) if choice == "alignment" else ()
-        self.needs = ("embedding" if feature == "embedding" else "codes", *aligned)
+        self.needs = (signal_of(feature), *aligned)
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """Cluster, order every cluster by ``choice``, take every cluster's share."""
         assert signals is not None
-        clusters = max(1, min(self.clusters, len(pool) // self.rows_per_cluster))
+        clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
         label, distance = cluster(self.feature, signals, clusters=clusters, seed=seed, dim=self.dim)
         scores = {"cluster": label, "distance": distance}
         if self.choice == "alignment":

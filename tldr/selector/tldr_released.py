@@ -18,6 +18,7 @@ import numpy as np
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best
 from tldr.signal.feature import cluster
+from tldr.signal.sphere import check_clusters, cluster_count
 from tldr.signal.store import Signals
 
 
@@ -42,8 +43,7 @@ class TLDRReleased(Selector):
     def __init__(
         self, *, clusters: int = 1000, rows_per_cluster: int = 32, stride: float | None = None, half: float = 0.5
     ) -> None:
-        if clusters < 1 or rows_per_cluster < 1:
-            raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
+        check_clusters(clusters, rows_per_cluster)
         if stride is not None and stride < 1:
             raise ValueError(f"selector.stride={stride}: every N-th of a cluster is taken, N at least 1")
         if not 0 < half <= 1:
@@ -53,7 +53,7 @@ class TLDRReleased(Selector):
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """Cluster, stride, intersect, then make it exactly ``keep``."""
         assert signals is not None
-        clusters = max(1, min(self.clusters, len(pool) // self.rows_per_cluster))
+        clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
         label, distance = cluster("raw", signals, clusters=clusters, seed=seed)
         itm = signals["blip.alignment"].read().astype(np.float32)
         top = np.zeros(len(pool), bool)

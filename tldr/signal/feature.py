@@ -24,13 +24,18 @@ FEATURES = ("tokens", "mean", "histogram", "raw", "embedding")
 _FLAT = 2048  # widest flat vector that PCA learns from
 
 
+def signal_of(feature: str) -> str:
+    """The signal that a feature is made of. Raises ValueError for one that there is not."""
+    if feature not in FEATURES:
+        raise ValueError(f"selector.feature={feature!r}; choose from {', '.join(FEATURES)}")
+    return "embedding" if feature == "embedding" else "codes"
+
+
 class Feature:
     """A feature fitted to a sample of rows; `chunks` then gives (n, d) float32 for the whole pool, part by part."""
 
     def __init__(self, kind: str, signals: Signals, sample: np.ndarray, *, dim: int = 64) -> None:
-        if kind not in FEATURES:
-            raise ValueError(f"feature={kind!r}; choose from {', '.join(FEATURES)}")
-        self.signal = signals["embedding" if kind == "embedding" else "codes"]
+        self.signal = signals[signal_of(kind)]
         self._raw = self._vectors(kind, signals, dim)
         rows = self._raw(self.signal.read(sample))
         self._pca = PCA.fit(rows, 256 if kind == "raw" else dim) if kind not in ("mean", "embedding") else None
@@ -85,7 +90,7 @@ def cluster(
 
     Learned on at most `POINTS_PER_CENTROID` rows a cluster (drawn from ``seed``), assigned part by part.
     """
-    count = signals["embedding" if feature == "embedding" else "codes"].shape[0]
+    count = signals[signal_of(feature)].shape[0]
     sample = sampled(count, POINTS_PER_CENTROID * clusters, seed=seed)
     fitted = Feature(feature, signals, sample, dim=dim)
     kmeans = KMeans.fit(fitted(fitted.signal.read(sample)), clusters, seed=seed)

@@ -51,15 +51,15 @@ class CaptionWriter:
             )
         self.scorers: dict[str, Any] = dict(scorers)
         self.cache, self.loading = cache, {"batch_size": batch_size, "num_workers": num_workers}
-        # Draws are made batch by batch.
-        self.recipe = [fingerprint(model), dict(generation), seed, batch_size]
+        self.model = fingerprint(model)
         self.seed, self.generation = seed, dict(generation)
         self.meters: dict[str, Meter] = {}  # by what is done
         self.found_seconds = self.found_flops = self.charged = 0.0
 
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
         """A caption for each pair's picture; it depends on the seed, the size of batches and on ``draw`` alone."""
-        key = json.dumps([pairs.hash, *self.recipe, draw], sort_keys=True, default=str)
+        recipe = [pairs.hash, self.model, self.generation, self.seed, self.loading["batch_size"], draw]
+        key = json.dumps(recipe, sort_keys=True, default=str)
         file = self.cache / "captions" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_suffix(".lock")):
