@@ -2,11 +2,12 @@
 
     python benchmarks/reduction.py data=cifar_scenes selectors=[tldr,semdedup] models=[clip] compressions=[0.75]
 
-benchmarks/conf/reduction.yaml tells what there is to set. Every method selects once for each compression and seed,
-whatever is trained on it; all train with the same models, for equal steps at several budgets and for equal epochs. A
-row is kept as soon as it is finished: run again, only what is missing is computed (dry=true lists it). In the end:
-rows.parquet and rows.csv, tables with intervals and verdicts paired over seeds, what it cost, how far to reduce
-(`results.md`), and a figure.
+benchmarks/conf/reduction.yaml tells what there is to set; benchmarks/conf/experiment/ has whole comparisons. Every
+method selects once for each compression and seed, whatever is trained on it; all train with the same models, for equal
+steps at several budgets and for equal epochs. A row is kept as soon as it is finished: run again, only what is missing
+is computed (dry=true lists it). known=[rows.csv] takes the rows of an earlier comparison too, so that a new method is
+measured beside those of docs/rows/ without measuring them again. In the end: rows.parquet and rows.csv, tables with
+intervals and verdicts paired over seeds, what it cost, how far to reduce (`results.md`), and a figure.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 from _command import CONF, arguments, command
 from _controls import ROWS, TRUTH, LengthBins
 from _plan import NOTHING_REMOVED, Method, Run, digest, plan, pool_of
@@ -28,6 +30,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+import tldr
 from tldr.atomic import atomic_path, write_json
 from tldr.ledger import Ledger
 from tldr.pairs import Pairs
@@ -49,6 +52,7 @@ class Bench:
         self.cfg, self.out = cfg, Path(cfg["out"])
         self.pool, self.evaluated = pool_of(cfg, CONF)
         self.runs = plan(cfg, CONF)
+        self.known = known(cfg["known"])
         self.failed: dict[str, str] = {}  # run: why
         self.broken: dict[Path, str] = {}  # selection: why
         self.opened: dict[Path, Pairs] = {}
@@ -144,26 +148,36 @@ class Bench:
             "model": run.learner.name, "budget": run.budget.name, "pairs": len(pairs), "steps": steps,
             "epochs": steps * run.learner.batch_size / len(pairs), "words": float(pairs.words.mean()),
             **left(pairs), **numbers, **costs([*selected, *trained]), "seconds_evaluate": seconds,
-            "hash": pairs.hash, "selection": str(source),
+            "hash": pairs.hash, "selection": source.name, "version": tldr.__version__, "torch": torch.__version__,
         }  # fmt: skip
+
+    def found(self, run: Run) -> dict[str, Any] | None:
+        """The row of a run, if it is there: measured here, or known."""
+        file = self.file(run)
+        if file.is_file():
+            return {"run": file.stem, **json.loads(file.read_text(encoding="utf-8"))}
+        return self.known.get(file.stem)
 
     def done(self) -> list[dict[str, Any]]:
         """The rows of this configuration that are there, each with its score."""
-        files = [file for file in map(self.file, self.runs) if file.is_file()]
-        return [self.scored(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        return [self.scored(row) for row in map(self.found, self.runs) if row is not None]
+
+    def missing(self) -> list[Run]:
+        """The runs that have no row."""
+        return [run for run in self.runs if self.found(run) is None]
 
     def scored(self, row: dict[str, Any]) -> dict[str, Any]:
         """The row with the mean of the metrics that make the score."""
         if lacking := [name for name in self.cfg["score"] if name not in row]:
-            known = ", ".join(name for name in row if "/" in name)
+            there = ", ".join(name for name in row if "/" in name)
             raise ValueError(
-                f"score has {', '.join(lacking)}, which evaluator={self.cfg['evaluator']} does not give: {known}"
+                f"score has {', '.join(lacking)}, which evaluator={self.cfg['evaluator']} does not give: {there}"
             )
         return {**row, "score": sum(row[name] for name in self.cfg["score"]) / len(self.cfg["score"])}
 
     def compute(self) -> int:
         """Every row that is missing; how many came."""
-        came, missing = 0, [run for run in self.runs if not self.file(run).is_file()]
+        came, missing = 0, self.missing()
         for number, run in enumerate(missing, 1):
             print(f"\n=== {number} of {len(missing)}: {run}", flush=True)
             try:
@@ -177,6 +191,19 @@ class Bench:
                 self.failed[str(run)] = str(error)
                 print(f"left out: {run}: {error}", flush=True)
         return came
+
+
+def known(files: list[str]) -> dict[str, dict[str, Any]]:
+    """The rows of tables that earlier comparisons left, by run. Raises ValueError naming a file that is none."""
+    rows: dict[str, dict[str, Any]] = {}
+    for file in files:
+        if not Path(file).is_file():
+            raise ValueError(f"known has {file}, which is not there; give a rows.csv that this command has written")
+        for row in pl.read_csv(file, infer_schema_length=None).to_dicts():
+            if "run" not in row:
+                raise ValueError(f"known has {file}, which has no column run; give a rows.csv of this command")
+            rows[row["run"]] = row
+    return rows
 
 
 def left(pairs: Pairs) -> dict[str, float]:
@@ -212,7 +239,7 @@ def main(overrides: list[str]) -> None:
         bench = Bench(cfg)
     except (HydraException, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
-    missing = [run for run in bench.runs if not bench.file(run).is_file()]
+    missing = bench.missing()
     print(f"{len(bench.runs)} runs, {len(missing)} missing, in {bench.out}")
     if cfg["dry"]:
         for run in bench.runs:

@@ -12,6 +12,8 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector
@@ -23,6 +25,8 @@ SETTINGS = [
     "scorer_steps=6", "batch_size=16", "budgets.short=4", "budgets.long=null", "budgets.epochs=null",
     "compressions=[0.75]", "seeds=[0,1]", "logger=csv", "out=out", "cache=cache",
 ]  # fmt: skip
+MAKERS = {"dataset_distillation", "trajectory_matching"}  # of pairs that the pool does not have
+FOR_A_TARGET = {"image_filter", "neural_data_server", "norm_sim"}
 METHODS = ["full", "full_refined", "random", "oracle", "longest", "tldr_length_bins", "tldr"]
 
 
@@ -77,6 +81,13 @@ def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
     assert "14 runs, 0 missing" in (third := reduction())
     assert "$ python" not in third
 
+    (tmp_path / "rows.csv").write_text((out / "rows.csv").read_text())
+    elsewhere = reduction("known=[rows.csv]", "out=elsewhere")
+    assert "14 runs, 0 missing" in elsewhere
+    assert "$ python" not in elsewhere
+    assert (tmp_path / "elsewhere" / "results.md").read_text() == (out / "results.md").read_text()
+    assert "28 runs, 14 missing" in reduction("known=[rows.csv]", "out=elsewhere", "seeds=[0,1,2,3]", "dry=true")
+
 
 # ---------------------------------------------------------------- its parts
 
@@ -129,6 +140,29 @@ def test_the_plan_has_every_combination_once(parts, cfg):
 def test_what_cannot_be_is_refused_before_anything_runs(parts, cfg, change, message):
     with pytest.raises(ValueError, match=message):
         parts["_plan"].plan({**cfg, **change}, ROOT / "conf")
+
+
+def test_rows_that_are_none_are_refused(parts, tmp_path):
+    with pytest.raises(ValueError, match=r"known has .*rows\.csv, which is not there"):
+        parts["reduction"].known([str(tmp_path / "rows.csv")])
+    (tmp_path / "rows.csv").write_text("selector,score\ntldr,1.0\n")
+    with pytest.raises(ValueError, match=r"known has .*rows\.csv, which has no column run"):
+        parts["reduction"].known([str(tmp_path / "rows.csv")])
+
+
+@pytest.mark.parametrize("data", ["shapes", "cifar_scenes"])
+@pytest.mark.parametrize("experiment", ["every_selector", "telling"])
+def test_the_comparisons_have_every_method_that_chooses_pairs(parts, experiment, data):
+    with initialize_config_dir(str(parts["reduction"].HOME), version_base="1.3"):
+        cfg: Any = compose("reduction", overrides=[f"data={data}", f"+experiment={experiment}"])
+    runs = parts["_plan"].plan(OmegaConf.to_container(cfg, resolve=True), ROOT / "conf")
+    assert {run.seed for run in runs} == {0, 1, 2}
+    asked = {run.method.selector for run in runs}
+    there = {path.stem for path in (ROOT / "conf/selector").glob("*.yaml")} - MAKERS
+    assert asked == there if experiment == "every_selector" else asked < there
+    for method in {run.method for run in runs}:
+        wants = method.selector in FOR_A_TARGET and "selector.against=pool" not in method.overrides
+        assert wants == (f"+data@selector.target={data}" in method.overrides)
 
 
 def test_the_oracle_takes_back_what_it_must(parts, tiny_pool):
