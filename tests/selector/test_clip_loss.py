@@ -87,8 +87,8 @@ def test_low_similarities_do_not_vanish():
     ("options", "message"),
     [
         ({"temperature": 0}, r"selector\.temperature=0 must be above 0"),
-        ({"batch_size": 1}, r"selector\.batch_size must be at least 2"),
-        ({"shuffles": 0}, r"selector\.shuffles at least 1"),
+        ({"batch_size": 1}, r"selector\.batch_size=1 must be at least 2"),
+        ({"shuffles": 0}, r"selector\.shuffles=0 must be at least 1"),
     ],
 )
 def test_errors_name_the_option(options, message):

@@ -96,5 +96,5 @@ def test_needs_follow_the_scorer():
 
 
 def test_errors_name_the_option():
-    with pytest.raises(ValueError, match=r"selector\.clusters and selector\.rows_per_cluster must be at least 1"):
+    with pytest.raises(ValueError, match=r"selector\.rows_per_cluster=0 must be at least 1"):
         ClipCov(rows_per_cluster=0)

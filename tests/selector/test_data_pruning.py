@@ -137,7 +137,7 @@ def test_strange_scores_are_refused_by_uid(pool, values, store):
         ({"score": "loss"}, r"selector\.score='loss'; choose from prototypes, el2n, grand, forgetting, supervised"),
         ({"choice": "both"}, r"selector\.choice='both'; choose from hard, easy"),
         ({"class_floor": 1.5}, r"selector\.class_floor=1\.5: a share of the equal part"),
-        ({"clusters": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
+        ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
     ],
 )
 def test_errors_name_the_option(options, message):

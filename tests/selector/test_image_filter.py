@@ -88,8 +88,8 @@ def test_a_target_is_asked_for_by_its_override(pool):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clusters": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
-        ({"words": -1}, r"selector\.words and selector\.characters must be at least 0"),
+        ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
+        ({"words": -1}, r"selector\.words=-1 must be at least 0"),
     ],
 )
 def test_errors_name_the_option(options, message):

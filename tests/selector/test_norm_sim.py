@@ -68,7 +68,7 @@ def test_a_target_is_asked_for_by_its_override(pool):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"p": 3}, r"selector\.p=3; choose from inf, 2"),
+        ({"p": 3}, r"selector\.p='3'; choose from inf, 2"),
         ({"against": "all"}, r"selector\.against='all'; choose from target, pool"),
         ({"against": "pool"}, r"selector\.against=pool needs selector\.p=2"),
         ({"rounds": 0}, r"selector\.rounds=0 must be at least 1"),

@@ -118,7 +118,7 @@ def test_clusters_follow_the_pool(pool, signals, capsys):
     ("options", "message"),
     [
         ({"choice": "best"}, r"selector\.choice='best'; choose from hard, easy, random"),
-        ({"clusters": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
+        ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
         ({"epsilon": -0.1}, r"selector\.epsilon=-0\.1: a cosine distance"),
     ],
 )

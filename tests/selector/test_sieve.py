@@ -169,7 +169,7 @@ def test_a_checkpoint_that_is_none_is_named(spoken, scribe, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draws": 0}, r"selector\.draws and selector\.batch_size must be at least 1"),
+        ({"draws": 0}, r"selector\.draws=0 must be at least 1"),
         ({"clip_weight": 2}, r"selector\.clip_weight=2: a share of the sum, inside \[0, 1\]"),
     ],
 )

@@ -86,8 +86,8 @@ def test_a_missing_detector_is_told_before_anything_is_scored(pool, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"words": -1}, r"selector\.words, .* must be at least 0"),
-        ({"aspect": 0.5}, r"selector\.aspect at least 1"),
+        ({"words": -1}, r"selector\.words=-1 must be at least 0"),
+        ({"aspect": 0.5}, r"selector\.aspect=0\.5 must be at least 1"),
         ({"vocabulary": "nowhere.txt"}, r"selector\.vocabulary=nowhere\.txt: no such file"),
         ({"vocabulary": [" "]}, r"selector\.vocabulary is empty"),
     ],

@@ -4,10 +4,14 @@ import pytest
 from tldr.selector.tldr import TLDR, standard
 
 
-def test_without_novelty_the_best_aligned_are_kept(pool, signals, values):
-    selection = TLDR(novelty=0)(pool, signals, keep=75, seed=0)
+def test_without_novelty_the_best_aligned_are_kept_and_nothing_else_is_asked(pool, signals, values):
+    selector = TLDR(novelty=0)
+    assert selector.needs == ("alignment",)
+    selection = selector(pool, signals, keep=75, seed=0)
     assert set(selection.rows) == set(np.argsort(-values["alignment"])[:75])
     assert np.array_equal(selection.scores["alignment"], values["alignment"])
+    lowest = np.sort(values["alignment"])[-75]
+    assert selection.reasons[0] == f"alignment {values['alignment'][0]:.3g}, cut at {lowest:.3g}"
 
 
 def test_the_pairs_worth_most_are_kept(pool, signals):
@@ -88,10 +92,10 @@ def test_reasons_say_what_decided(pool, signals):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"novelty": -1.0}, r"selector\.novelty=-1\.0: standard deviations of fit, at least 0"),
+        ({"novelty": -1.0}, r"selector\.novelty=-1\.0 must be at least 0"),
         ({"feature": "pixels"}, r"selector\.feature='pixels'; choose from tokens, mean, histogram, raw, embedding"),
-        ({"clusters": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
-        ({"rows_per_cluster": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
+        ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
+        ({"rows_per_cluster": 0}, r"selector\.rows_per_cluster=0 must be at least 1"),
     ],
 )
 def test_errors_name_the_option(options, message):

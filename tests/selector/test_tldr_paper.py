@@ -118,8 +118,8 @@ def test_reasons_say_what_decided(pool, signals):
     [
         ({"choice": "best"}, r"selector\.choice='best'; choose from alignment, uniform, nearest"),
         ({"feature": "pixels"}, r"selector\.feature='pixels'; choose from tokens, mean, histogram, raw, embedding"),
-        ({"clusters": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
-        ({"rows_per_cluster": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
+        ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
+        ({"rows_per_cluster": 0}, r"selector\.rows_per_cluster=0 must be at least 1"),
     ],
 )
 def test_errors_name_the_option(options, message):

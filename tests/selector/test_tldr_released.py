@@ -99,8 +99,8 @@ def test_code_ids_are_taken_as_numbers(pool, signals, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clusters": 0}, r"selector\.clusters and selector\.rows_per_cluster must be at least 1"),
-        ({"stride": 0.5}, r"selector\.stride=0\.5: every N-th"),
+        ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
+        ({"stride": 0.5}, r"selector\.stride=0\.5 must be at least 1"),
         ({"half": 0.0}, r"selector\.half=0\.0 is the share"),
     ],
 )

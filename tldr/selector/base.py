@@ -9,7 +9,7 @@ Shapes: N pairs of the pool, n = keep.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,21 @@ import pyarrow as pa
 
 from tldr.pairs import Pairs
 from tldr.signal.store import Signals
+
+
+def at_least(low: float, **options: float) -> None:
+    """Raises ValueError naming the first of a selector's ``options`` that is below ``low``."""
+    for name, value in options.items():
+        if not value >= low:
+            raise ValueError(f"selector.{name}={value} must be at least {low:g}")
+
+
+def one_of(choices: Iterable[str], **options: str) -> None:
+    """Raises ValueError naming the first of a selector's ``options`` that is none of ``choices``."""
+    known = tuple(choices)
+    for name, value in options.items():
+        if value not in known:
+            raise ValueError(f"selector.{name}={value!r}; choose from {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best
+from tldr.selector.base import Selection, Selector, at_least, best
 from tldr.signal.sphere import unit_rows
 from tldr.signal.store import Signals
 
@@ -33,8 +33,8 @@ class ClipLoss(Selector):
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"selector.temperature={temperature} must be above 0; OpenAI's CLIP ended at 0.01")
-        if batch_size < 2 or shuffles < 1:
-            raise ValueError("selector.batch_size must be at least 2 and selector.shuffles at least 1")
+        at_least(2, batch_size=batch_size)
+        at_least(1, shuffles=shuffles)
         self.temperature, self.batch_size, self.shuffles = temperature, batch_size, shuffles
         self.image, self.text = f"{scorer}.embedding", f"{scorer}.text_embedding"
         self.needs = (self.image, self.text)

@@ -17,8 +17,8 @@ import numpy as np
 
 from tldr.cluster import ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best
-from tldr.signal.sphere import Sphere, check_clusters, cluster_count, unit, unit_rows
+from tldr.selector.base import Selection, Selector, at_least, best, one_of
+from tldr.signal.sphere import Sphere, cluster_count, unit, unit_rows
 from tldr.signal.store import Signals
 
 LABELLED = {"el2n": "EL2N", "grand": "GraNd", "forgetting": "forgotten", "supervised": "distance to the label's mean"}
@@ -43,13 +43,11 @@ class DataPruning(Selector):
         rows_per_cluster: int = 128,
         embedding: str = "clip.embedding",
     ) -> None:
-        if score not in SCORES:
-            raise ValueError(f"selector.score={score!r}; choose from {', '.join(SCORES)}")
-        if choice not in CHOICES:
-            raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
+        one_of(SCORES, score=score)
+        one_of(CHOICES, choice=choice)
         if not 0 <= class_floor <= 1:
             raise ValueError(f"selector.class_floor={class_floor}: a share of the equal part, inside [0, 1]")
-        check_clusters(clusters, rows_per_cluster)
+        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         self.score, self.choice, self.labels, self.class_floor = score, choice, labels, class_floor
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
         self.needs = (embedding,) if score in ("prototypes", "supervised") else (f"classifier.{score}",)

@@ -33,7 +33,7 @@ from tldr.atomic import atomic_path
 from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.nn.distillation import NETWORKS, WIDTHS, Distilled, Steps, unroll, xavier
 from tldr.pairs import DIGEST, Pairs, derive_uid
-from tldr.selector.base import Made, Maker
+from tldr.selector.base import Made, Maker, at_least, one_of
 from tldr.signal.store import Signals
 
 INITS = ("random", "fixed")
@@ -66,15 +66,11 @@ class DatasetDistillation(Maker):
         remember: bool = True,
         device: str = "auto",
     ) -> None:
-        if network not in NETWORKS:
-            raise ValueError(f"selector.network={network!r}; choose from {', '.join(NETWORKS)}")
-        if init not in INITS:
-            raise ValueError(f"selector.init={init!r}; choose from {', '.join(INITS)}")
+        one_of(NETWORKS, network=network)
+        one_of(INITS, init=init)
         self.width = WIDTHS[network] if width is None else width
         counts = {"width": self.width, "networks": networks, "steps": steps, "passes": passes, "iterations": iterations}
-        for name, value in {**counts, "batch_size": batch_size}.items():
-            if value < 1:
-                raise ValueError(f"selector.{name}={value} must be at least 1")
+        at_least(1, **counts, batch_size=batch_size)
         for name, value in {"step_size": step_size, "lr": lr}.items():
             if value <= 0:
                 raise ValueError(f"selector.{name}={value} must be above 0")

@@ -17,7 +17,7 @@ import numpy as np
 
 from tldr.cluster import quotas, ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best
+from tldr.selector.base import Selection, Selector, at_least, best, one_of
 from tldr.signal.sphere import CHOICES, Duplicates, Sphere, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -40,13 +40,9 @@ class Density(Selector):
         dedup_rows_per_cluster: int = 8800,
         embedding: str = "clip.embedding",
     ) -> None:
-        if choice not in CHOICES:
-            raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
-        if min(clusters, rows_per_cluster, dedup_rows_per_cluster, neighbours) < 1:
-            raise ValueError(
-                "selector.clusters, selector.rows_per_cluster, selector.dedup_rows_per_cluster and "
-                "selector.neighbours must be at least 1"
-            )
+        one_of(CHOICES, choice=choice)
+        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster, neighbours=neighbours)
+        at_least(1, dedup_rows_per_cluster=dedup_rows_per_cluster)
         if temperature <= 0:
             raise ValueError(f"selector.temperature={temperature} must be above 0")
         if not 0 <= floor <= 1:

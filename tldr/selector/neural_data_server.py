@@ -20,7 +20,7 @@ from tldr.atomic import atomic_path
 from tldr.cluster import POINTS_PER_CENTROID, KMeans
 from tldr.data.loading import PairsDataset
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, best
+from tldr.selector.base import Selection, Selector, Target, at_least, best, one_of
 from tldr.signal.experts import PairExperts, RotationExperts
 from tldr.signal.store import Signal, Signals
 
@@ -46,10 +46,8 @@ class NeuralDataServer(Selector):
         steps: int = 150,
         image_size: int = 32,
     ) -> None:
-        if proxy not in PROXIES:
-            raise ValueError(f"selector.proxy={proxy!r}; choose from {', '.join(PROXIES)}")
-        if parts < 1 or rows_per_part < 1 or steps < 1:
-            raise ValueError("selector.parts, selector.rows_per_part and selector.steps must be at least 1")
+        one_of(PROXIES, proxy=proxy)
+        at_least(1, parts=parts, rows_per_part=rows_per_part, steps=steps)
         if not temperature > 0:
             raise ValueError(f"selector.temperature={temperature}; take a number above 0, such as 0.1")
         self.target, self.parts, self.rows_per_part, self.proxy = target, parts, rows_per_part, proxy

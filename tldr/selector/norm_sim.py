@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, best
+from tldr.selector.base import Selection, Selector, Target, at_least, best, one_of
 from tldr.signal.sphere import unit_rows
 from tldr.signal.store import Signals
 
@@ -39,14 +39,11 @@ class NormSim(Selector):
         target: Any = None,
     ) -> None:
         self.p = {"2.0": "2"}.get(str(p), str(p))
-        if self.p not in NORMS:
-            raise ValueError(f"selector.p={p}; choose from {', '.join(NORMS)}")
-        if against not in SETS:
-            raise ValueError(f"selector.against={against!r}; choose from {', '.join(SETS)}")
+        one_of(NORMS, p=self.p)
+        one_of(SETS, against=against)
         if against == "pool" and self.p != "2":
             raise ValueError("selector.against=pool needs selector.p=2: every picture is in the pool, at similarity 1")
-        if rounds < 1:
-            raise ValueError(f"selector.rounds={rounds} must be at least 1")
+        at_least(1, rounds=rounds)
         self.rounds, self.embedding, self.target = rounds, embedding, target
         self.needs, self.needs_target = (embedding,), against == "target"
 

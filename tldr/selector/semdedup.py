@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best
-from tldr.signal.sphere import CHOICES, Duplicates, check_clusters, cluster_count, unit_rows
+from tldr.selector.base import Selection, Selector, at_least, best, one_of
+from tldr.signal.sphere import CHOICES, Duplicates, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
 
@@ -33,9 +33,8 @@ class SemDeDup(Selector):
         epsilon: float | None = None,
         embedding: str = "clip.embedding",
     ) -> None:
-        if choice not in CHOICES:
-            raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
-        check_clusters(clusters, rows_per_cluster)
+        one_of(CHOICES, choice=choice)
+        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         if epsilon is not None and not 0 <= epsilon <= 2:
             raise ValueError(f"selector.epsilon={epsilon}: a cosine distance, inside [0, 2], or null")
         self.clusters, self.rows_per_cluster, self.choice = clusters, rows_per_cluster, choice

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from tldr.data import basic
 from tldr.data.phrases import Phrases
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector
+from tldr.selector.base import Selection, Selector, at_least
 from tldr.signal.store import Signals
 
 
@@ -43,10 +43,8 @@ class TextFilter(Selector):
         vocabulary: str | Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
-        if min(words, characters, side) < 0 or aspect < 1:
-            raise ValueError(
-                "selector.words, selector.characters and selector.side must be at least 0, selector.aspect at least 1"
-            )
+        at_least(0, words=words, characters=characters, side=side)
+        at_least(1, aspect=aspect)
         self.words, self.characters, self.language, self.side, self.aspect = words, characters, language, side, aspect
         self.vocabulary = None if vocabulary is None else _read(vocabulary)
         self.score = score

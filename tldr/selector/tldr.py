@@ -21,18 +21,18 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best
+from tldr.selector.base import Selection, Selector, at_least, best
 from tldr.signal.feature import Feature, sampled, signal_of
-from tldr.signal.sphere import Duplicates, check_clusters, cluster_count, unit
+from tldr.signal.sphere import Duplicates, cluster_count, unit
 from tldr.signal.store import Signals
 
 NEAREST = 1e-3  # distances below it are as good as none
 
 
 class TLDR(Selector):
-    """``novelty``: how many standard deviations of fit one of novelty is worth; 0 leaves it out. ``feature``
-    (`tldr.signal.feature`, ``dim`` components) says what is alike, inside ``clusters`` at most, of
-    ``rows_per_cluster`` pairs at least; its vectors are held in memory, 4 bytes a number."""
+    """``novelty``: how many standard deviations of fit one of novelty is worth; 0: the fit alone, and no codes are
+    asked for. ``feature`` (`tldr.signal.feature`, ``dim`` components) says what is alike, inside ``clusters`` at most,
+    of ``rows_per_cluster`` pairs at least; its vectors are held in memory, 4 bytes a number."""
 
     def __init__(
         self,
@@ -43,17 +43,20 @@ class TLDR(Selector):
         clusters: int = 50_000,
         rows_per_cluster: int = 8800,
     ) -> None:
-        check_clusters(clusters, rows_per_cluster)
-        if novelty < 0:
-            raise ValueError(f"selector.novelty={novelty}: standard deviations of fit, at least 0")
+        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        at_least(0, novelty=novelty)
         self.novelty, self.feature, self.dim = novelty, feature, dim
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
-        self.needs = (signal_of(feature), "alignment")
+        alike = signal_of(feature)
+        self.needs = (alike, "alignment") if novelty else ("alignment",)
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """Find everyone's nearest better pair, then keep those worth most."""
         assert signals is not None
         fit = signals["alignment"].read().astype(np.float32)
+        if not self.novelty:
+            kept, cut = best(fit, keep)
+            return Selection(kept, [f"alignment {f:.3g}, cut at {cut:.3g}" for f in fit], {"alignment": fit})
         feature = Feature(self.feature, signals, sampled(len(pool), seed=seed), dim=self.dim)
         rows = np.concatenate([unit(chunk) for chunk in feature.chunks()])
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)

@@ -10,9 +10,9 @@ import numpy as np
 
 from tldr.cluster import proportional, ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector
+from tldr.selector.base import Selection, Selector, at_least, one_of
 from tldr.signal.feature import cluster, signal_of
-from tldr.signal.sphere import check_clusters, cluster_count
+from tldr.signal.sphere import cluster_count
 from tldr.signal.store import Signals
 
 CHOICES = {"alignment": "alignment", "uniform": "draw", "nearest": "minus the distance to the centre"}
@@ -32,9 +32,8 @@ class TLDRPaper(Selector):
         choice: str = "uniform",
         dim: int = 64,
     ) -> None:
-        if choice not in CHOICES:
-            raise ValueError(f"selector.choice={choice!r}; choose from {', '.join(CHOICES)}")
-        check_clusters(clusters, rows_per_cluster)
+        one_of(CHOICES, choice=choice)
+        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         self.feature, self.choice, self.dim = feature, choice, dim
         aligned = ("alignment",) if choice == "alignment" else ()

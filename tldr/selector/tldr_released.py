@@ -16,9 +16,9 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best
+from tldr.selector.base import Selection, Selector, at_least, best
 from tldr.signal.feature import cluster
-from tldr.signal.sphere import check_clusters, cluster_count
+from tldr.signal.sphere import cluster_count
 from tldr.signal.store import Signals
 
 
@@ -43,9 +43,8 @@ class TLDRReleased(Selector):
     def __init__(
         self, *, clusters: int = 1000, rows_per_cluster: int = 32, stride: float | None = None, half: float = 0.5
     ) -> None:
-        check_clusters(clusters, rows_per_cluster)
-        if stride is not None and stride < 1:
-            raise ValueError(f"selector.stride={stride}: every N-th of a cluster is taken, N at least 1")
+        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        at_least(1, stride=1 if stride is None else stride)
         if not 0 < half <= 1:
             raise ValueError(f"selector.half={half} is the share that image-text matching leaves, inside (0, 1]")
         self.clusters, self.rows_per_cluster, self.stride, self.half = clusters, rows_per_cluster, stride, half

@@ -40,7 +40,7 @@ from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.nn.trajectory import Dual, Loss, Weights, contrastive, graded, low_rank, matching_loss, step, unroll
 from tldr.nn.vision import CLIP_MEAN, CLIP_STD
 from tldr.pairs import DIGEST, Pairs, derive_uid
-from tldr.selector.base import Made, Maker
+from tldr.selector.base import Made, Maker, at_least, one_of
 from tldr.signal.store import Signals
 
 SIMILARITIES = ("identity", "lors")
@@ -87,12 +87,9 @@ class TrajectoryMatching(Maker):
         rate_similarity: float = 10.0,
         device: str = "auto",
     ) -> None:
-        if similarity not in SIMILARITIES:
-            raise ValueError(f"selector.similarity={similarity!r}; choose from {', '.join(SIMILARITIES)}")
+        one_of(SIMILARITIES, similarity=similarity)
         given = dict(locals())
-        for name in COUNTS:
-            if given[name] < 1:
-                raise ValueError(f"selector.{name}={given[name]} must be at least 1")
+        at_least(1, **{name: given[name] for name in COUNTS})
         for name in ("temperature", "expert_rate", "rate_images"):
             if given[name] <= 0:
                 raise ValueError(f"selector.{name}={given[name]} must be above 0")

@@ -40,12 +40,6 @@ def unit_rows(pool: Pairs, signals: Signals, name: str) -> np.ndarray:
     return rows
 
 
-def check_clusters(clusters: int, rows_per_cluster: int) -> None:
-    """What `cluster_count` is to be given. Raises ValueError."""
-    if clusters < 1 or rows_per_cluster < 1:
-        raise ValueError("selector.clusters and selector.rows_per_cluster must be at least 1")
-
-
 def cluster_count(clusters: int, pairs: int, rows_per_cluster: int) -> int:
     """``clusters``, but at most one for ``rows_per_cluster`` of so many ``pairs``; a line is printed where that
     lowers it."""
