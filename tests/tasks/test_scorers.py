@@ -63,7 +63,8 @@ def test_steps_share_what_their_scorers_say(command, project):
 def test_made_pairs_are_pairs(command, project):
     """Distillation comes by the same door, and training takes what it makes."""
     small = "compression=0.975 selector.iterations=2 selector.experts=2 selector.mini_batch=4 selector.steps=2"
-    said = command(f"python select.py selector=trajectory_matching out=made {small} {QUICK}")
+    said = command(f"python select.py selector=trajectory_matching out=made {small} {QUICK} report=true")
+    assert "8 pairs made from 320" in (project / "made" / "report.html").read_text()
     assert "made 8 of 320 pairs" in said
     made, table = Pairs.open(project / "made"), pq.read_table(project / "made" / "decisions.parquet")
     assert len(made) == 8

@@ -26,6 +26,7 @@ from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.refiner.base import Refiner
 from tldr.report.explain import explained
+from tldr.report.made import write_made_report
 from tldr.report.selection import write_report
 from tldr.report.tracking import (
     CaptionTable,
@@ -145,10 +146,13 @@ def run(
     written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": config}, exports)
     facts = {"read": found.read, "quarantined": found.quarantine.num_rows, "pool": len(pool), "kept": len(subset),
              "compression": compression, "seconds": round(ledger.seconds, 1)}  # fmt: skip
-    if report and len(selection.rows):  # of made pairs, none is of the pool
+    if report:
         with ledger.stage("report"):
-            title = f"{names['data']} reduced by {names['selector']}"
-            written.append(write_report(folder, pool, decisions, title=title, facts=facts, refined=subset))
+            told: dict[str, Any] = {"title": f"{names['data']} reduced by {names['selector']}", "facts": facts}
+            if isinstance(selector, Maker):
+                written.append(write_made_report(folder, pool, subset, **told))
+            else:
+                written.append(write_report(folder, pool, decisions, refined=subset, **told))
     written.append(ledger.write(folder))
     _log(tracker, pool, subset, decisions, facts, folder, cache)
 
