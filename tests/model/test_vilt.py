@@ -107,6 +107,33 @@ def test_losses_are_the_papers_formulas(monkeypatch, batch):
 
 
 @torch.no_grad()
+def test_ranking_is_the_papers_formula(monkeypatch, batch):
+    """Written out picture by picture: the likelihood of its own caption among itself and those that were drawn."""
+    others = torch.tensor([[1, 3], [0, 5], [4, 1], [2, 0], [3, 5], [1, 2]])
+    model = build(ranked=2).eval()
+    monkeypatch.setattr(vilt, "draw_others", lambda positive, count: others[:, :count])
+    losses, patches, nll = model.losses(batch), model.image_tokens(batch["images"]), []
+    for i, drawn in enumerate(others.tolist()):
+        captions = [batch["captions"][j] for j in (i, *drawn)]
+        nll.append(-float(model.match(patches[i : i + 1].expand(3, -1, -1), captions).log_softmax(0)[0]))
+    assert list(losses) == ["ranking"]
+    assert float(losses["ranking"]) == pytest.approx(sum(nll) / B, rel=1e-5)
+
+
+def test_ranking_finds_the_caption_of_every_picture():
+    """And what belongs together after all, the same picture or the same words, is not told apart."""
+    model = build(ranked=15, optimizer={"lr": 3e-3, "warmup_steps": 5})
+    fit(model, steps=60, batch=plain_batch(times=4))
+    batch = plain_batch()
+    with torch.no_grad():
+        tokens = model.eval().image_tokens(batch["images"])
+        odds = torch.stack([model.match(tokens, [caption] * 3) for caption in batch["captions"]], 1)
+        alone = model.losses(make_batch(["a red disc"] * 4))
+    assert torch.equal(odds.argmax(1), torch.arange(3))
+    assert float(alone["ranking"]) == 0
+
+
+@torch.no_grad()
 def test_a_random_start_costs_what_chance_does(batch):
     losses = build().train().losses(batch)
     assert float(losses["mlm"]) == pytest.approx(math.log(len(Tokenizer(TOKENIZER))), abs=0.4)
@@ -128,8 +155,8 @@ def test_twenty_steps_lower_every_loss(batch):
 
 def test_all_that_learns_gets_a_gradient(batch):
     """Else distributed training would need find_unused_parameters."""
-    for wpa in (0.0, 0.1):
-        model = build(wpa=wpa).train()
+    for options in ({"wpa": 0.0}, {"wpa": 0.1}, {"ranked": 2}):
+        model = build(**options).train()
         torch.stack(list(model.losses(batch).values())).sum().backward()
         assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -174,6 +201,8 @@ def test_one_pair_is_no_batch():
         build().losses(make_batch(CAPTIONS[:1]))
     with pytest.raises(ValueError, match="swapped=1"):
         build(swapped=1)
+    with pytest.raises(ValueError, match="ranked=-1"):
+        build(ranked=-1)
 
 
 def test_bfloat16_autocast_trains():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tldr.nn.masking import choose_words, corrupt, swap_pictures
+from tldr.nn.masking import choose_words, corrupt, draw_others, swap_pictures
 
 WORDS = torch.tensor([[-1, 0, 1, 1, 1, 2, 3, 4, -1, -1], [-1, 0, 0, -1, -1, -1, -1, -1, -1, -1]])
 
@@ -76,3 +76,19 @@ def test_randomness_is_an_argument():
     ):
         assert torch.equal(draw(seeded(3)), draw(seeded(3)))
         assert any(not torch.equal(draw(seeded(3)), draw(seeded(i))) for i in range(4, 10))
+
+
+def test_others_are_drawn_from_those_that_do_not_belong():
+    positive = torch.eye(6, dtype=torch.bool)
+    positive[0, 1] = positive[1, 0] = positive[0, 2] = positive[2, 0] = True
+    counts = torch.zeros(6, 6)
+    for seed in range(400):
+        drawn = draw_others(positive, 2, torch.Generator().manual_seed(seed))
+        assert drawn.shape == (6, 2)
+        assert (drawn[:, 0] != drawn[:, 1]).all()
+        counts += torch.zeros(6, 6).scatter(1, drawn, 1)
+    assert (counts[positive] == 0).all()
+    expected = 800 / (~positive).sum(1)  # as often each
+    assert (abs(counts / expected[:, None] - 1)[~positive] < 0.25).all()
+    assert draw_others(positive, 15).shape == (6, 3)  # what row 0 has
+    assert draw_others(torch.ones(2, 2, dtype=torch.bool), 15).shape == (2, 0)

@@ -3,10 +3,12 @@ from functools import partial
 import pytest
 import torch
 
+from tests.model.conftest import save
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
+from tldr.model.vilt import Vilt
 from tldr.tasks.begin import Beginning
 
 IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
@@ -34,6 +36,28 @@ def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint,
     mine, theirs = module.state_dict(), tiny_vqvlm.state_dict()
     assert [name for name in mine if "positions" not in name and not torch.equal(mine[name], theirs[name])] == []
     assert "arrays for Captioner" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "pretraining", "fine_tuning"),
+    [
+        (Blip, {}, {"objectives": ("lm",), "prompt": "a picture of ", "label_smoothing": 0.0, "queue_size": 0}),
+        (Blip, {"objectives": ("lm",)}, {"objectives": ("itc", "itm"), "gather_negatives": True, "queue_size": 8}),
+        (Vilt, {"masked": 0.4}, {"ranked": 15, "wpa": 0.0}),
+        (Captioner, {"null_share": 0.3, "noise_rate": 0.3}, {"null_share": 0.0, "label_smoothing": 0.1}),
+        (Clip, {"embed_dim": 8, "causal": True}, {"temperature": 0.01}),
+    ],
+)
+def test_how_a_model_learns_is_not_the_sources(tmp_path, model, pretraining, fine_tuning):
+    """Fine-tuning has its own objectives: those of the checkpoint's training are not taken along."""
+    shared = {"tokenizer": Tokenizer.learn(["a b"]).json, "image": IMAGE, "optimizer": OPTIMIZER}
+    shared["text"] = {**TEXT, "depth": 0} if model is Vilt else TEXT
+    before = save(model(**shared, **pretraining), tmp_path / "before")
+    module = Beginning(partial(model, **{**shared, **fine_tuning}), before).build(shared["tokenizer"])
+    for name, value in fine_tuning.items():
+        assert module.hparams[name] == value, name
+    for name in pretraining.keys() & {"embed_dim", "causal"}:
+        assert module.hparams[name] == pretraining[name], name
 
 
 def test_a_tower_of_another_model_begins_and_the_rest_is_named(tiny_checkpoint, tiny_vqvlm, capsys):

@@ -40,7 +40,11 @@ EXPORTERS = {  # our class: who writes it
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
-RUN_ONLY = ("optimizer", "tokenizer", "queue_size", "noise_rate")  # how a model of ours learned, not what it is
+ARCHITECTURE = {  # what weights of ours are made for: a checkpoint brings it; how a model learns is configured anew
+    "image", "text", "quantizer", "embed_dim", "text_pooling", "causal", "loss", "bias",
+    "backbone", "fusion", "pictures", "mode", "answers", "num_answers", "shared_decoder",
+    "column", "members", "classes",
+}  # fmt: skip
 OF_THE_DATA = ("queue.", "noise")  # parts that tell of the data it learned from
 
 
@@ -162,7 +166,7 @@ def _read_ours(file: Path, model: str) -> Weights:
         arguments["image"] = {**arguments["image"], "pretrained": False}
     if name == model:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(OF_THE_DATA)}
-        arguments = {name: value for name, value in arguments.items() if name not in RUN_ONLY}
+        arguments = {name: value for name, value in arguments.items() if name in ARCHITECTURE}
         covers = tuple({name.partition(".")[0] for name in state})
         return Weights(name, arguments, state, covers, tokenizer)
     if name not in naming.IMAGE:

@@ -5,10 +5,13 @@
     WPA  the words of a right pair lie near its patches, those of a swapped one far: optimal transport (a part of ITM in
          the paper, which does not tell of the swapped pairs; its code does, and without them all states become one)
 
-The published code draws the other picture from all the data; ours comes from the batch, and never shows what the
-caption says: pairs of the same picture or of the same caption are not swapped.
+Fine-tuned for retrieval, it learns one thing instead: to find a picture's caption among captions of others (section
+4.3; 15 of them). The score is the matching head's log-odds; the published code goes on from the head's row of a match.
 
-Shapes: B pairs, L image tokens, T text tokens, D width, V vocabulary.
+The published code draws the other picture, and the others' captions, from all the data; ours come from the batch, and
+never belong together after all: pairs of the same picture or of the same caption are not swapped.
+
+Shapes: B pairs, R captions of others, L image tokens, T text tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from torch import Tensor, nn
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
+from tldr.nn.freeze import freeze_unreached, trial_losses
 from tldr.nn.joint import JointTransformer
-from tldr.nn.masking import choose_words, corrupt, swap_pictures
+from tldr.nn.masking import choose_words, corrupt, draw_others, swap_pictures
 from tldr.nn.text import TextTransformer
 from tldr.nn.transport import transport_distance
 from tldr.nn.vision import ImageEncoder
@@ -35,8 +39,9 @@ class Vilt(Model):
     `TextTransformer`, with ``depth`` 0 and the image's width; ``tokenizer`` is a `Tokenizer` as JSON.
 
     ``masked`` is the share of the words that MLM guesses, ``swapped`` of the pairs that ITM gives another picture;
-    ``wpa`` weighs the word-patch alignment (0: none). The defaults are the published ones, made for long runs from
-    ViT's weights; ``conf/model/vilt.yaml`` has those of a short run from scratch.
+    ``wpa`` weighs the word-patch alignment (0: none). ``ranked`` above 0 is fine-tuning for retrieval: of how many
+    others' captions each picture's own is told, instead of all else. The defaults are the published ones, made for long
+    runs from ViT's weights; ``conf/model/vilt.yaml`` has those of a short run from scratch.
     """
 
     compiled = (JointTransformer,)
@@ -53,11 +58,14 @@ class Vilt(Model):
         whole_words: bool = True,
         swapped: float = 0.5,
         wpa: float = 0.1,
+        ranked: int = 0,
     ) -> None:
         super().__init__(optimizer=optimizer)
         self.save_hyperparameters()
         if not 0 < swapped < 1:
             raise ValueError(f"swapped={swapped}, but ITM learns from right and from wrong pairs: between 0 and 1")
+        if ranked < 0:
+            raise ValueError(f"ranked={ranked}: so many captions of others, 15 as published, or 0 for pre-training")
         self.tokenizer = Tokenizer(tokenizer)
         encoder = ImageEncoder(**image)
         self.image_size, self.joint_width = encoder.image_size, encoder.width
@@ -66,18 +74,23 @@ class Vilt(Model):
             self.network.widen_start()
         self.matcher = nn.Linear(self.joint_width, 2)
         self.masked, self.whole_words, self.swapped, self.wpa = masked, whole_words, swapped, wpa
+        self.ranked = ranked
         special = {self.tokenizer.pad, self.tokenizer.unk, self.tokenizer.cls, self.tokenizer.sep}
         special |= {self.tokenizer.mask, self.tokenizer.enc, self.tokenizer.dec}
         vocabulary = [token for token in range(len(self.tokenizer)) if token not in special]
         self.register_buffer("vocabulary", torch.tensor(vocabulary), persistent=False)
+        if ranked:
+            freeze_unreached(self, trial_losses)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """``mlm``, ``itm`` and, if it weighs anything, ``wpa``, weighted."""
+        """``mlm``, ``itm`` and, if it weighs anything, ``wpa``, weighted; or ``ranking`` alone."""
         if len(batch["captions"]) < 2:
-            raise ValueError("ITM swaps the pictures of a batch: batch_size must be at least 2 per process")
+            raise ValueError("ViLT learns from wrong pairs of a batch, too: batch_size must be at least 2 per process")
         ids, (tokens, mask) = batch["image_ids"], self._tokenize(batch["captions"])
         patches = self.network.patches(batch["images"])
         positive = (ids[:, None] == ids) | (tokens[:, None] == tokens).all(2)  # (B, B)
+        if self.ranked:
+            return {"ranking": self._rank_loss(patches, tokens, mask, positive)}
         numbers = self.tokenizer.words(batch["captions"], max_length=self.network.text.max_length).to(tokens.device)
         losses = {"mlm": self._guess_loss(patches, tokens, mask, numbers)}
         return losses | self._match_losses(patches, tokens, mask, numbers, positive)
@@ -92,6 +105,15 @@ class Vilt(Model):
         if self.wpa:
             losses["wpa"] = self.wpa * self._align_loss(words, seen, numbers >= 0, matched)
         return losses
+
+    def _rank_loss(self, patches: Tensor, tokens: Tensor, mask: Tensor, positive: Tensor) -> Tensor:
+        """The negative log-likelihood of a picture's own caption among those of R others, drawn from those that are not
+        ``positive`` (B, B); of as many as every picture of the batch has."""
+        others = draw_others(positive, self.ranked)  # (B, R)
+        own = torch.arange(len(tokens), device=tokens.device)[:, None]
+        shown = torch.cat([own, others], 1).flatten()
+        words, _ = self.network(patches.repeat_interleave(others.shape[1] + 1, 0), tokens[shown], mask[shown])
+        return F.cross_entropy(self._odds(words).view(len(tokens), -1), torch.zeros_like(own[:, 0]))
 
     def _guess_loss(self, patches: Tensor, tokens: Tensor, mask: Tensor, numbers: Tensor) -> Tensor:
         """MLM: the mean negative log-likelihood of the words that were masked; ``numbers`` (B, T) says whose pieces."""
@@ -113,6 +135,11 @@ class Vilt(Model):
         """(B, T, D) -> (B, 2) scores of *no match* and *match*."""
         return self.matcher(self.network.pool(words)).float()
 
+    def _odds(self, words: Tensor) -> Tensor:
+        """(B, T, D) -> (B,) log p(match) - log p(no match)."""
+        scores = self._judge(words)
+        return scores[:, 1] - scores[:, 0]
+
     def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return self.tokenizer(captions, max_length=self.network.text.max_length, device=self.device)
 
@@ -123,8 +150,7 @@ class Vilt(Model):
     def match(self, image_tokens: Tensor, captions: Sequence[str]) -> Tensor:
         """(B, L, D) and B captions -> (B,) log-odds that they belong together, log p(match) - log p(no match)."""
         words, _ = self.network(image_tokens, *self._tokenize(captions))
-        scores = self._judge(words)
-        return scores[:, 1] - scores[:, 0]
+        return self._odds(words)
 
     def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
         """(B, 3, H, W) and B captions -> (B, joint_width) pooled feature of both; ``place`` 1 for the second picture of

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def trial_losses(model: Any) -> Tensor:
+    """The losses of a `tldr.model.base.Model`, over two black pictures with a caption each."""
+    images = torch.zeros(2, 3, model.image_size, model.image_size, dtype=torch.uint8)
+    batch = {"images": images, "captions": ["a", "b"], "image_ids": torch.arange(2)}
+    return torch.stack(list(model.losses(batch).values())).sum()
 
 
 def freeze_unreached(module: Module, loss: Callable[[Module], Tensor]) -> list[str]:

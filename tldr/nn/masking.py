@@ -1,4 +1,4 @@
-"""Which words a masked language model has to guess, and which pairs a matching model has to refuse; pure functions.
+"""Which words a masked language model has to guess, which pairs a matching model has to refuse; pure functions.
 
 A caption's words are masked whole (ViLT, Kim et al. 2021, arXiv 2102.03334, section 3.4): of a word in three pieces,
 two would give away the third, and nobody would look at the picture.
@@ -67,3 +67,11 @@ def swap_pictures(positive: Tensor, share: float, generator: torch.Generator | N
         other = hard_negatives(torch.zeros_like(positive, dtype=torch.float32), positive, generator)
         own = torch.where(swapped, other, own)
     return own, ~swapped
+
+
+def draw_others(positive: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """(B, R) for each of B rows, the columns of R others, drawn uniformly and none twice among those that are not
+    ``positive`` (B, B); R is ``count``, or what the row with the fewest has."""
+    fewest = int((~positive).sum(1).min())
+    drawn = torch.rand(positive.shape, generator=generator, device=positive.device).masked_fill(positive, 2)
+    return drawn.argsort(1)[:, : min(count, fewest)]
