@@ -155,8 +155,8 @@ def test_twenty_steps_lower_every_loss(batch):
 
 def test_all_that_learns_gets_a_gradient(batch):
     """Else distributed training would need find_unused_parameters."""
-    for options in ({"wpa": 0.0}, {"wpa": 0.1}, {"ranked": 2}):
-        model = build(**options).train()
+    for model in (build(wpa=0.0), build(wpa=0.1), build(ranked=2)):
+        model.train()
         torch.stack(list(model.losses(batch).values())).sum().backward()
         assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
