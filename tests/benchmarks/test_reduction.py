@@ -165,6 +165,21 @@ def test_the_comparisons_have_every_method_that_chooses_pairs(parts, experiment,
         assert wants == (f"+data@selector.target={data}" in method.overrides)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "docs/rows").glob("*.csv")), ids=lambda file: file.stem)
+def test_published_rows_are_those_of_the_comparisons(parts, file):
+    """Else they would be measured again in silence: a change of what decides a run asks for new rows."""
+    runs: set[str] = set()
+    for experiment in ("every_selector", "telling"):
+        with initialize_config_dir(str(parts["reduction"].HOME), version_base="1.3"):
+            cfg: Any = compose("reduction", overrides=[f"data={file.stem}", f"+experiment={experiment}"])
+        bench = parts["reduction"].Bench(OmegaConf.to_container(cfg, resolve=True))
+        runs |= {bench.file(run).stem for run in bench.runs}
+    rows = parts["reduction"].known([str(file)])
+    assert rows
+    assert set(rows) <= runs
+    assert all(row["data"] == file.stem and 0 <= row["score"] <= 100 for row in rows.values())
+
+
 def test_the_oracle_takes_back_what_it_must(parts, tiny_pool):
     """The tiny pool: 400 pairs, 160 mismatched, 240 scenes."""
     wrong, scene = tiny_pool.column("truth_mismatched"), tiny_pool.column("truth_scene")
