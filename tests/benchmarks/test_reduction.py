@@ -15,6 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from tests.tasks.test_every_selector import FOR_A_TARGET, MAKERS
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector
 
@@ -25,8 +26,6 @@ SETTINGS = [
     "scorer_steps=6", "batch_size=16", "budgets.short=4", "budgets.long=null", "budgets.epochs=null",
     "compressions=[0.75]", "seeds=[0,1]", "logger=csv", "out=out", "cache=cache",
 ]  # fmt: skip
-MAKERS = {"dataset_distillation", "trajectory_matching"}  # of pairs that the pool does not have
-FOR_A_TARGET = {"image_filter", "neural_data_server", "norm_sim"}
 METHODS = ["full", "full_refined", "random", "oracle", "longest", "tldr_length_bins", "tldr"]
 
 
@@ -150,12 +149,17 @@ def test_rows_that_are_none_are_refused(parts, tmp_path):
         parts["reduction"].known([str(tmp_path / "rows.csv")])
 
 
+def comparison(data: str, experiment: str) -> Any:
+    """The configuration of a comparison that is written down."""
+    with initialize_config_dir(str(ROOT / "benchmarks/conf"), version_base="1.3"):
+        cfg = compose("reduction", overrides=[f"data={data}", f"+experiment={experiment}"])
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
 @pytest.mark.parametrize("data", ["shapes", "cifar_scenes"])
 @pytest.mark.parametrize("experiment", ["every_selector", "telling"])
 def test_the_comparisons_have_every_method_that_chooses_pairs(parts, experiment, data):
-    with initialize_config_dir(str(parts["reduction"].HOME), version_base="1.3"):
-        cfg: Any = compose("reduction", overrides=[f"data={data}", f"+experiment={experiment}"])
-    runs = parts["_plan"].plan(OmegaConf.to_container(cfg, resolve=True), ROOT / "conf")
+    runs = parts["_plan"].plan(comparison(data, experiment), ROOT / "conf")
     assert {run.seed for run in runs} == {0, 1, 2}
     asked = {run.method.selector for run in runs}
     there = {path.stem for path in (ROOT / "conf/selector").glob("*.yaml")} - MAKERS
@@ -170,9 +174,7 @@ def test_published_rows_are_those_of_the_comparisons(parts, file):
     """Else they would be measured again in silence: a change of what decides a run asks for new rows."""
     runs: set[str] = set()
     for experiment in ("every_selector", "telling"):
-        with initialize_config_dir(str(parts["reduction"].HOME), version_base="1.3"):
-            cfg: Any = compose("reduction", overrides=[f"data={file.stem}", f"+experiment={experiment}"])
-        bench = parts["reduction"].Bench(OmegaConf.to_container(cfg, resolve=True))
+        bench = parts["reduction"].Bench(comparison(file.stem, experiment))
         runs |= {bench.file(run).stem for run in bench.runs}
     rows = parts["reduction"].known([str(file)])
     assert rows

@@ -7,6 +7,7 @@ from tests.model.conftest import save
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
+from tldr.model.classifier import Classifier
 from tldr.model.clip import Clip
 from tldr.model.vilt import Vilt
 from tldr.tasks.begin import Beginning
@@ -46,17 +47,20 @@ def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint,
         (Vilt, {"masked": 0.4}, {"ranked": 15, "wpa": 0.0}),
         (Captioner, {"null_share": 0.3, "noise_rate": 0.3}, {"null_share": 0.0, "label_smoothing": 0.1}),
         (Clip, {"embed_dim": 8, "causal": True}, {"temperature": 0.01}),
+        (Classifier, {"members": 2, "classes": ["a", "b"], "count": 50}, {"early_steps": 3, "column": "label"}),
     ],
 )
 def test_how_a_model_learns_is_not_the_sources(tmp_path, model, pretraining, fine_tuning):
     """Fine-tuning has its own objectives: those of the checkpoint's training are not taken along."""
     shared = {"tokenizer": Tokenizer.learn(["a b"]).json, "image": IMAGE, "optimizer": OPTIMIZER}
     shared["text"] = {**TEXT, "depth": 0} if model is Vilt else TEXT
+    if model is Classifier:
+        shared = {"image": {"backbone": "convnet", "channels": 4, "image_size": 32}, "optimizer": OPTIMIZER}
     before = save(model(**shared, **pretraining), tmp_path / "before")
-    module = Beginning(partial(model, **{**shared, **fine_tuning}), before).build(shared["tokenizer"])
+    module = Beginning(partial(model, **{**shared, **fine_tuning}), before).build(shared.get("tokenizer"))
     for name, value in fine_tuning.items():
         assert module.hparams[name] == value, name
-    for name in pretraining.keys() & {"embed_dim", "causal"}:
+    for name in pretraining.keys() & {"embed_dim", "causal", "members", "classes", "count"}:
         assert module.hparams[name] == pretraining[name], name
 
 

@@ -43,7 +43,7 @@ SETTINGS = ("preprocessor_config.json", "processor_config.json")
 ARCHITECTURE = {  # what weights of ours are made for: a checkpoint brings it; how a model learns is configured anew
     "image", "text", "quantizer", "embed_dim", "text_pooling", "causal", "loss", "bias",
     "backbone", "fusion", "pictures", "mode", "answers", "num_answers", "shared_decoder",
-    "column", "members", "classes",
+    "column", "members", "classes", "count",
 }  # fmt: skip
 OF_THE_DATA = ("queue.", "noise")  # parts that tell of the data it learned from
 

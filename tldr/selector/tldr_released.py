@@ -44,7 +44,8 @@ class TLDRReleased(Selector):
         self, *, clusters: int = 1000, rows_per_cluster: int = 32, stride: float | None = None, half: float = 0.5
     ) -> None:
         at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
-        at_least(1, stride=1 if stride is None else stride)
+        if stride is not None:
+            at_least(1, stride=stride)
         if not 0 < half <= 1:
             raise ValueError(f"selector.half={half} is the share that image-text matching leaves, inside (0, 1]")
         self.clusters, self.rows_per_cluster, self.stride, self.half = clusters, rows_per_cluster, stride, half
