@@ -4,10 +4,9 @@ For each data set: BLIP, ViLT, CLIP, the captioner and the VQ-VLM are trained on
 noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and evaluated on held-out pictures; models of
 `cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. ViLT begins from the CLIP of
 its row, as the published one from a trained ViT: from nothing it does not learn to look in such a time; and its
-retrieval is that of its own fine-tuning, a caption among those of 15 others, for which it has as many steps. One
-tokenizer, learned from the words of captions, statements and questions, serves all, as a published one would. Every
-result is kept in --out: run again, only what is missing is computed. Prints one table, and writes it as Markdown and
-JSON.
+retrieval is that of its own fine-tuning, a caption among those of 15 others. One tokenizer, learned from the words of
+captions, statements and questions, serves all, as a published one would. Every result is kept in --out: run again, only
+what is missing is computed. Prints one table, and writes it as Markdown and JSON.
 """
 
 from __future__ import annotations
@@ -37,10 +36,11 @@ TASKS = {  # of each model: what it can do without a head
     "captioner": ("captioning",),
     "vqvlm": ("captioning",),
 }
-STEPS = {"blip": 600, "vilt": 600, "clip": 400, "captioner": 800, "vqvlm": 800}
+STEPS = {"blip": 600, "vilt": 2000, "clip": 400, "captioner": 800, "vqvlm": 800}
 BEGINS = {"vilt": "clip"}  # whose weights it begins from
 BATCH = {"blip": 64, "vilt": 64}
-TUNED = {("vilt", "retrieval"): ("model.ranked=15", "batch_size=16")}  # tasks that a model is fine-tuned for as a whole
+TUNED = {("vilt", "retrieval"): (1000, ["model.ranked=15", "batch_size=16"])}  # as a whole for a task: steps, and how
+HEAD_STEPS = {("vilt", "nlvr2"): 4000}  # where --head-steps are too few
 COLUMNS = {
     "retrieval/tr@1": "TR@1", "retrieval/ir@1": "IR@1", "captioning/cider": "CIDEr", "nlvr2/accuracy": "NLVR",
     "vqa/accuracy": "VQA", "zeroshot/top1": "zero-shot CIFAR-10",
@@ -97,8 +97,9 @@ class Bench:
         that learn it first."""
         if (self.model, task) not in TUNED:
             return self.home, 0.0
-        options = [f"init_from={self.home}", *TUNED[self.model, task]]
-        return self.home / task, self.train(self.model, self.home / task, self.steps, *CLEAN, *options)
+        steps, options = TUNED[self.model, task]
+        out, steps = self.home / task, max(2, round(steps * self.given.share))
+        return out, self.train(self.model, out, steps, *CLEAN, f"init_from={self.home}", *options)
 
     def row(self) -> dict[str, float]:
         """Every number of the model, and what its training did."""
@@ -112,7 +113,9 @@ class Bench:
         for head, split in (("nlvr2", "nlvr2_train"), ("vqa", "vqa_train")):
             home = self.home / head
             options = [f"model.backbone={self.home}", f"data.split={split}", "batch_size=64"]
-            numbers["seconds"] += self.train(head, home, self.given.head_steps, *options)
+            steps = HEAD_STEPS.get((self.model, head), 0)
+            steps = max(2, round(steps * self.given.share)) if steps else self.given.head_steps
+            numbers["seconds"] += self.train(head, home, steps, *options)
             numbers |= self.evaluate(head, home, f"data={self.data}_eval")
         if self.data == "cifar_scenes" and "retrieval" in TASKS[self.model]:
             numbers |= self.evaluate("zeroshot", self.home, "data=cifar10")

@@ -132,6 +132,15 @@ def test_an_experiment_invents_no_key(option):
     assert set(alone(option)) <= known
 
 
+@pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("scorer/")])
+def test_a_scorer_is_the_model_of_its_name(name):
+    """What its YAML says again or leaves to the class must not drift away from ``conf/model/``."""
+    scorer, model = plain(alone(f"scorer/{name}").scorers[name].model), plain(alone(f"model/{name}").model)
+    parameters = inspect.signature(get_object(model["_target_"])).parameters
+    defaults = OmegaConf.create({key: value.default for key, value in parameters.items() if key in model.keys() - scorer})
+    assert plain(defaults) | scorer == model
+
+
 # ---------------------------------------------------------------- each option
 
 
