@@ -106,10 +106,11 @@ class Bench:
         seconds = self.pretrain()
         first, last = loss_of(self.home)
         numbers = {"steps": self.steps, "seconds": seconds, "first loss": first, "last loss": last}
+        homes = {}
         for task in TASKS[self.model]:
-            home, more = self.tune(task)
+            homes[task], more = self.tune(task)
             numbers["seconds"] += more
-            numbers |= self.evaluate(task, home, f"data={self.data}_eval")
+            numbers |= self.evaluate(task, homes[task], f"data={self.data}_eval")
         for head, split in (("nlvr2", "nlvr2_train"), ("vqa", "vqa_train")):
             home = self.home / head
             options = [f"model.backbone={self.home}", f"data.split={split}", "batch_size=64"]
@@ -117,8 +118,8 @@ class Bench:
             steps = max(2, round(steps * self.given.share)) if steps else self.given.head_steps
             numbers["seconds"] += self.train(head, home, steps, *options)
             numbers |= self.evaluate(head, home, f"data={self.data}_eval")
-        if self.data == "cifar_scenes" and "retrieval" in TASKS[self.model]:
-            numbers |= self.evaluate("zeroshot", self.home, "data=cifar10")
+        if self.data == "cifar_scenes" and "retrieval" in homes:
+            numbers |= self.evaluate("zeroshot", homes["retrieval"], "data=cifar10")
         return {key: value for key, value in numbers.items() if key in COLUMNS or "/" not in key}
 
     def train(self, model: str, out: Path, steps: int, *options: str) -> float:

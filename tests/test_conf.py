@@ -137,7 +137,9 @@ def test_a_scorer_is_the_model_of_its_name(name):
     """What its YAML says again or leaves to the class must not drift away from ``conf/model/``."""
     scorer, model = plain(alone(f"scorer/{name}").scorers[name].model), plain(alone(f"model/{name}").model)
     parameters = inspect.signature(get_object(model["_target_"])).parameters
-    defaults = OmegaConf.create({key: value.default for key, value in parameters.items() if key in model.keys() - scorer})
+    defaults = OmegaConf.create(
+        {key: value.default for key, value in parameters.items() if key in model.keys() - scorer}
+    )
     assert plain(defaults) | scorer == model
 
 

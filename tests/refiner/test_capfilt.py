@@ -88,15 +88,6 @@ def test_a_scorer_of_its_own_or_the_writer_judges(subset):
         assert refined.table[VERDICT][0].as_py() == ("generated" if name == "writer" else "both")
 
 
-def test_an_undecided_filter_is_named(subset):
-    class Undecided(Author):
-        def align(self, pairs: Pairs, scorer: str = "") -> np.ndarray:
-            return np.where(np.arange(len(pairs)) == 3, np.nan, super().align(pairs, scorer))
-
-    with pytest.raises(ValueError, match="the filter blip says NaN of 1 pairs, such as u3"):
-        CapFilt()(subset, Undecided())
-
-
 @pytest.mark.parametrize(
     ("wrong", "says"), [({"both": "all"}, "refiner.both='all'; choose from draw"), ({"threshold": np.nan}, "threshold")]
 )

@@ -204,6 +204,10 @@ def test_what_is_drawn_depends_on_the_seed_alone(make, subset, tmp_path):
         for name, seed in (("a", 0), ("b", 0), ("c", 1))
     )
     assert first == second != other
+    half = subset.take(np.arange(4), provenance=subset.provenance)  # a part of its own
+    filled = make(**options, folder=tmp_path / "d")
+    filled(half, None)
+    assert paragraphs(filled(subset, None)) == first, "what was drawn for others before changes nothing"
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -11,6 +11,7 @@ from tldr.pairs import Pairs
 from tldr.refiner.append import Append
 from tldr.refiner.base import GENERATED, ORIGINAL, Refiner
 from tldr.refiner.best import Best
+from tldr.refiner.capfilt import CapFilt
 from tldr.refiner.none import Keep
 from tldr.refiner.replace import Replace
 
@@ -69,6 +70,17 @@ def test_where_nothing_was_written_the_original_stays_to_the_letter(refiner, sub
         assert refiner(subset, Author({"": 99.0})).captions[i].as_py() == OLD[i]
 
 
+def test_a_judge_that_says_nan_is_refused(refiner, subset):
+    class Undecided(Author):
+        def align(self, pairs: Pairs, scorer: str = "") -> np.ndarray:
+            return np.where(np.arange(len(pairs)) == 3, np.nan, super().align(pairs, scorer))
+
+    if not isinstance(refiner, (Best, CapFilt)):
+        pytest.skip("it judges nothing")
+    with pytest.raises(ValueError, match=r"says NaN of 1 pairs, such as u3"):
+        refiner(subset, Undecided())
+
+
 def test_a_refined_set_can_be_written_and_hashed(refiner, subset, tmp_path):
     refined = refiner(subset, Author())
     again = Pairs.open(refined.write(tmp_path))
@@ -125,4 +137,5 @@ def test_best_judges_the_new_captions_with_their_own_pictures(subset):
 
     Best()(subset, Watcher())
     images = subset.images.to_pylist()
-    assert sorted(asked) == sorted([(images, OLD), (images, [text.strip() for text in NEW])])
+    written = [new.strip() or old for new, old in zip(NEW, OLD, strict=True)]  # no empty text is judged
+    assert sorted(asked) == sorted([(images, OLD), (images, written)])

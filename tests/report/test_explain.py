@@ -46,6 +46,14 @@ def test_a_kept_pair_without_cluster(finished):
     assert "19, percentile 98.8 of the pool" in said
 
 
+def test_nothing_was_dropped_where_pairs_were_made(finished, pool):
+    folder, cache = finished
+    made = Selection(np.empty(0, np.int64), ["learned from"] * 40)
+    pq.write_table(made.decisions(pool), folder / "decisions.parquet")
+    said = explained(folder, "pair-0005", cache=cache)
+    assert said.startswith("pair-0005 was not kept as it is: this selection made pairs\n")
+
+
 def test_equal_scores_have_one_percentile(finished):
     folder, cache = finished
     one, other = (explained(folder, f"pair-00{n}", cache=cache).splitlines()[-1] for n in (20, 21))

@@ -27,6 +27,7 @@ from tldr.report.tracking import (
     no_logger,
     use_pairs_artifact,
 )
+from tldr.selector.base import Selection
 
 FACTS = {"compression": 0.75, "seconds": 1.5, "method": "tldr"}
 
@@ -78,6 +79,24 @@ def test_selection(logger, pool, decisions, tmp_path):
     staged = (tmp_path / "DATA" / "artifacts" / "staging").iterdir()  # from where `wandb sync` uploads
     assert sum(file.read_bytes().startswith(b"\xff\xd8\xff") for file in staged) == 16  # JPEGs
     assert sorted(row[3] for row in table["data"]) == [False] * 8 + [True] * 8
+
+
+def test_who_makes_pairs_keeps_none(logger, pool, tmp_path):
+    made = Selection(np.empty(0, np.int64), ["learned from"] * 40)
+    log_selection(logger.experiment, pool, made.decisions(pool), facts=FACTS)
+    summary = logger.experiment.summary
+    assert sum(summary["pool/words"]["values"]) == 40
+    assert "kept/words_mean" not in summary.keys()  # noqa: SIM118  (it is no mapping)
+    assert summary["selection/compression"] == FACTS["compression"]
+
+
+def test_equal_scores_of_32_bits(logger, pool, decisions):
+    """Numpy cuts what is all but equal into more bins than 32 bits can tell apart."""
+    score = np.full(40, 1e4, np.float32)
+    score[0] = np.nextafter(score[0], np.float32(np.inf))
+    table = Selection(np.arange(30, 40), ["kept"] * 40, {"alignment": score}).decisions(pool)
+    log_selection(logger.experiment, pool, table, facts=FACTS)
+    assert sum(logger.experiment.summary["pool/alignment"]["values"]) == 40
 
 
 def test_selection_lists_a_pair_whose_picture_is_gone(logger, pool, decisions, tmp_path):
@@ -193,8 +212,8 @@ def test_wandb_is_not_imported_before_there_is_a_run(pool, decisions, monkeypatc
 # ---------------------------------------------------------------- captions while training
 
 
-class Talker(L.LightningModule):
-    """Has a part in training, a frozen part, and a voice that depends on chance."""
+class Silent(L.LightningModule):
+    """Has a part in training and a frozen part."""
 
     def __init__(self):
         super().__init__()
@@ -213,6 +232,10 @@ class Talker(L.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.live.parameters(), 0.001)
 
+
+class Talker(Silent):
+    """Has a voice, too, that depends on chance."""
+
     @torch.inference_mode()
     def generate(self, images, *, strategy):
         assert not self.live.training
@@ -220,9 +243,9 @@ class Talker(L.LightningModule):
         return [f"{strategy} {torch.rand(()).item():.3f}" for _ in images]
 
 
-def train(pool, logger, *callbacks, steps=5, augment="crop", accumulate=1):
+def train(pool, logger, *callbacks, steps=5, augment="crop", accumulate=1, kind: Any = Talker):
     L.seed_everything(0, verbose=False)
-    module = Talker()
+    module = kind()
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", logger=logger, callbacks=list(callbacks), enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1, accumulate_grad_batches=accumulate,
@@ -250,6 +273,11 @@ def test_training_is_the_same_with_and_without_tables(logger, pool):
     assert len(with_tables.said) == 5
     for one, other in zip(with_tables.parameters(), without.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_model_without_words_has_no_table(logger, pool):
+    train(pool, logger, CaptionTable(every_n_steps=1), steps=2, kind=Silent)
+    assert tables(logger.experiment) == []
 
 
 @pytest.mark.parametrize("quiet", [False, "dummy"])

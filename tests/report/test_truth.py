@@ -18,5 +18,9 @@ def test_a_pool_that_knows_only_its_duplicates(make_pool):
     assert planted(pool, np.arange(6)) == {"duplicates": pytest.approx(1 / 3)}
 
 
+def test_of_no_pairs_nothing_is_told(pool):
+    assert planted(pool, np.empty(0, np.int64)) == {}
+
+
 def test_a_pool_without_truth(pool):
     assert planted(pool.without_truth(), np.arange(40)) == {}

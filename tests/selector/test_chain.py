@@ -3,6 +3,7 @@ import pytest
 
 from tldr.selector.base import Maker, Selection, Selector, best
 from tldr.selector.chain import Chain, counts
+from tldr.selector.data_pruning import DataPruning
 from tldr.selector.random import Random
 from tldr.selector.tldr import TLDR
 
@@ -112,7 +113,17 @@ def test_it_needs_what_its_steps_need(pool, signals, target):
     assert chain.needs == ("clip.alignment", "codes", "alignment", "blip.alignment")
     assert chain.needs_target
     assert not Chain(steps=[CLIP]).needs_target
+    assert chain.target_needs == ("blip.alignment",)  # the others look at the pool alone
+    assert Chain(steps=[CLIP]).target_needs == ()
     assert len(chain(pool, signals, keep=20, seed=0, target=target).rows) == 20
+
+
+def test_a_scorer_is_the_same_for_all_steps():
+    el2n, grand = (DataPruning(score=score, labels="label") for score in ("el2n", "grand"))
+    assert Chain(steps=[el2n, CLIP, grand]).scorer_options == {"classifier": {"column": "label"}}
+    other = DataPruning(score="grand", labels="colour")
+    with pytest.raises(ValueError, match="scorer classifier cannot have column=label for one and colour for another"):
+        Chain(steps=[el2n, Chain(steps=[other])])
 
 
 def test_one_target_serves_all_steps(pool):

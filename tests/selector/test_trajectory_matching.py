@@ -174,7 +174,7 @@ def test_every_pair_of_the_pool_has_its_reason(given, tmp_path):
     made = TrajectoryMatching(**BRIEF)(pool, signals, keep=KEEP, seed=0, folder=tmp_path)
     rows = begun(pool, made.pairs)
     for uid, row in zip(made.pairs.uids.to_pylist(), rows, strict=True):
-        assert made.reasons[row].startswith(f"kept as the beginning of {uid}")
+        assert made.reasons[row].startswith(f"the beginning of {uid}")
     others = [reason for row, reason in enumerate(made.reasons) if row not in set(rows)]
     assert len(others) == N - KEEP
     assert all(reason.startswith("learned from in the experts") for reason in others)

@@ -1,8 +1,11 @@
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tldr.pairs import Pairs
 from tldr.signal import store
 from tldr.signal.store import Signals
 
@@ -69,9 +72,47 @@ def test_a_narrowed_view_is_a_pool_of_its_own(signals, values, rows):
         assert view[name].shape == (len(rows), *array.shape[1:])
         assert np.array_equal(view[name].read(), array[rows])
         assert np.array_equal(np.concatenate(list(view[name].chunks())), array[rows])
+        assert all(len(chunk) for chunk in view[name].chunks())  # a part none of whose rows are wanted is left out
         some = np.arange(0, len(rows), 2)
         assert np.array_equal(view[name].read(some), array[rows[some]])
         assert np.array_equal(view.at(some)[name].read(), array[rows[some]])
+
+
+def test_nothing_is_left_of_a_view_of_nothing(signals, values):
+    for name, array in values.items():
+        found = signals.at(np.array([], np.int64))[name].read()
+        assert (found.shape, found.dtype) == ((0, *array.shape[1:]), array.dtype)
+
+
+def test_all_rows_are_read_with_few_files_open(tmp_path, values, monkeypatch):
+    """A pool of 40M pairs has ten thousand parts, a process a thousand files."""
+    monkeypatch.setattr(store, "PART_ROWS", 1)
+    signals = fill(Signals(tmp_path, N), values)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(int(number) for number in os.listdir("/proc/self/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        assert np.array_equal(signals["codes"].read(), values["codes"])
+        assert np.array_equal(signals["codes"].read(np.arange(0, N, 3)), values["codes"][::3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_values_that_are_no_numbers_name_their_pairs(signals):
+    columns = {"uid": [f"u{i:02}" for i in range(N)], "image": ["a.png"] * N, "caption": ["a"] * N}
+    pool = Pairs.build(columns, root="")
+    signals.refuse_infinite("codes", pool)
+    signals.refuse_infinite("embedding", pool)
+    for rows in (np.arange(N), np.arange(1, N, 2)):
+        view = fill(Signals(signals.folder.parent / f"strange-{len(rows)}", N), strange(N, at=[11, 73])).at(rows)
+        with pytest.raises(ValueError, match="embedding is NaN or infinite for 2 pairs, such as u11, u73"):
+            view.refuse_infinite("embedding", pool.take(rows))
+
+
+def strange(count: int, at: list[int]) -> dict[str, np.ndarray]:
+    embedding = np.ones((count, 3), np.float16)
+    embedding[at[0], 1], embedding[at[1], 2] = np.nan, np.inf
+    return {"embedding": embedding}
 
 
 def test_it_is_a_mapping(signals):

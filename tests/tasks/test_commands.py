@@ -88,6 +88,19 @@ def test_a_sweep_into_one_folder_is_refused(command, project):
     assert len(Pairs.open(project / "here")) == 160  # the first stays
 
 
+def test_what_changes_the_pairs_does_not_replace_a_finished_selection(command, project):
+    line = "python select.py selector=tldr out=here logger=none report=false"
+    command(line)
+    before = (project / "here" / "pairs.arrow").stat().st_mtime_ns
+    for change in ("training.max_steps=9", "model.quantizer.codebook_size=16", "verify=exists", "selector.dim=8"):
+        said = command(f"{line} {change}", fails=True)
+        key = change.partition("=")[0]
+        assert "holds another selection" in said
+        assert f"({key}=" in said, said[-500:]
+    assert (project / "here" / "pairs.arrow").stat().st_mtime_ns == before
+    command(f"{line} num_workers=1 training.checkpoint_every=7 device=cpu")
+
+
 def test_a_subset_is_bit_for_bit_the_same_again(command, project):
     for out in ("one", "two"):
         command(f"python select.py compression=0.75 refiner=best out={out} logger=none")

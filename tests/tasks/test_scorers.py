@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 
+from tldr.model.base import load_model
 from tldr.pairs import Pairs
 
 QUICK = "scorers.clip.training.max_steps=4 logger=none report=false"
@@ -60,10 +62,39 @@ def test_steps_share_what_their_scorers_say(command, project):
     assert {reason.partition(":")[0] for reason in reasons} == {"semdedup", "clip_score"}
 
 
+def test_the_classifier_learns_the_labels_that_the_selector_names(command, project):
+    names, rng = ["red", "blue"], np.random.default_rng(0)
+    records = []
+    for i in range(40):
+        pixels = rng.integers(0, 60, (8, 8, 3), np.uint8)
+        pixels[..., 2 * (i % 2)] = 250
+        Image.fromarray(pixels).save(project / f"{i}.png")
+        records.append({"image": f"{i}.png", "caption": f"picture {i}", "colour": names[i % 2], "half": str(i // 20)})
+    (project / "a.json").write_text(json.dumps(records))
+    line = f"python select.py data=json data.annotations=a.json selector=data_pruning selector.score=el2n {QUICK}"
+    line += " training.max_steps=30 training.batch_size=16"
+    command(f"{line} selector.labels=colour out=kept")
+    reasons = pq.read_table(project / "kept" / "decisions.parquet")["reason"].to_pylist()
+    assert all(reason.startswith("EL2N") for reason in reasons)
+    checkpoint = json.loads((project / "kept" / "provenance.json").read_text())["scorer classifier"]
+    assert load_model(project / checkpoint).classes == ["blue", "red"]
+    other = f"{line} selector.labels=half scorers.classifier.checkpoint={checkpoint} out=other"
+    assert "has column=colour; the selector asks half" in command(other, fails=True)
+
+
+def test_what_no_step_asks_of_the_target_is_not_computed(command, project):
+    """A captioner's alignment of the pool, a CLIP's embedding of both."""
+    steps = "selector=chain selector.steps=[{tldr:{novelty:0}},norm_sim] +data@selector.target=shapes_eval"
+    command(f"python select.py {steps} out=kept {QUICK}")
+    assert stages(project / "kept").count("signals") == 1
+    assert stages(project / "kept").count("signals clip") == 2
+
+
 def test_made_pairs_are_pairs(command, project):
     """Distillation comes by the same door, and training takes what it makes."""
+    quick = QUICK.replace("logger=none report=false", "report=true")
     small = "compression=0.975 selector.iterations=2 selector.experts=2 selector.mini_batch=4 selector.steps=2"
-    said = command(f"python select.py selector=trajectory_matching out=made {small} {QUICK} report=true")
+    said = command(f"python select.py selector=trajectory_matching out=made {small} {quick}")
     assert "8 pairs made from 320" in (project / "made" / "report.html").read_text()
     assert "made 8 of 320 pairs" in said
     made, table = Pairs.open(project / "made"), pq.read_table(project / "made" / "decisions.parquet")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path, write_json
+from tldr.atomic import atomic_path
 from tldr.data.images import ImageStore
 from tldr.pairs import Pairs
 
@@ -36,7 +36,15 @@ def export(pairs: Pairs, folder: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def _annotations(pairs: Pairs, folder: Path) -> Path:
-    return write_json(folder / "annotations.json", pairs.table.select(["image", "caption", "uid"]).to_pylist())
+    with atomic_path(folder / "annotations.json") as temporary, temporary.open("w", encoding="utf-8") as sink:
+        sink.write("[")
+        comma = ""
+        for batch in pairs.batches(SHARD_PAIRS):  # as objects, 40M pairs would take 50 GB
+            for record in batch.table.select(["image", "caption", "uid"]).to_pylist():
+                sink.write(f"{comma}\n  {json.dumps(record, ensure_ascii=False)}")
+                comma = ","
+        sink.write("\n]\n")
+    return folder / "annotations.json"
 
 
 def _uids(pairs: Pairs, folder: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tldr.pairs import Pairs
-from tldr.refiner.base import Refiner, Writer
+from tldr.refiner.base import Refiner, Writer, better
 
 
 class Best(Refiner):
@@ -20,6 +20,4 @@ class Best(Refiner):
 
     def refine(self, subset: Pairs, generated: Sequence[str], writer: Writer) -> list[str]:
         """One of the two captions for each pair."""
-        gain = writer.align(subset.with_column("caption", list(generated))) - writer.align(subset)
-        captions = zip(subset.captions.to_pylist(), generated, gain, strict=True)
-        return [new if ahead > self.margin else old for old, new, ahead in captions]
+        return better(subset, generated, writer, self.margin)

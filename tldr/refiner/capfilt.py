@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from tldr.pairs import Pairs
-from tldr.refiner.base import Refiner, Writer
+from tldr.refiner.base import Refiner, Writer, judged
 from tldr.signal.panel import MAIN
 
 VERDICT, KEPT = "capfilt", "captions_kept"
@@ -62,10 +62,10 @@ class CapFilt(Refiner):
     ) -> tuple[list[str], dict[str, pa.Array | list]]:
         """A caption of each pair, and the columns. Raises ValueError naming the pairs whose judgement is NaN."""
         written = np.array([bool(text) for text in generated], bool)
-        old = self._judge(subset, writer)
+        old = judged(subset, writer, self.scorer)
         # Where nothing was written the original stands in, so that the filter reads no empty text.
         texts = [new or text for new, text in zip(generated, subset.captions.to_pylist(), strict=True)]
-        new = self._judge(subset.with_column("caption", texts), writer)
+        new = judged(subset.with_column("caption", texts), writer, self.scorer)
         old_passes, new_passes = old > self.threshold, written & (new > self.threshold)
         better = written & (new > old)
         choose = np.where(old_passes == new_passes, better, new_passes)  # the generated one?
@@ -86,15 +86,6 @@ class CapFilt(Refiner):
             JUDGED_ORIGINAL: pa.array(old, pa.float32()),
             JUDGED_GENERATED: pa.array(new, pa.float32(), mask=~written),
         }
-
-    def _judge(self, pairs: Pairs, writer: Writer) -> np.ndarray:
-        """(n,) float32 alignments by the filter."""
-        found = writer.align(pairs, self.scorer) if self.scorer else writer.align(pairs)
-        strange = np.flatnonzero(np.isnan(found))
-        if len(strange):
-            uids = ", ".join(pairs.uids[int(row)].as_py() for row in strange[:3])
-            raise ValueError(f"the filter {self.scorer or NOBODY} says NaN of {len(strange)} pairs, such as {uids}")
-        return np.asarray(found, np.float32)
 
     def _draws(self, subset: Pairs) -> np.ndarray:
         """(n,) a fair coin for each pair, the same whatever other pairs are kept."""

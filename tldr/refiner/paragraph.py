@@ -32,7 +32,7 @@ from tqdm import tqdm
 from tldr.atomic import atomic_path
 from tldr.data.images import ImageError, ImageStore
 from tldr.pairs import DIGEST, Pairs
-from tldr.refiner.base import Refiner, Writer
+from tldr.refiner.base import Refiner, Writer, better
 from tldr.signal.panel import MAIN
 
 MODES = ("append", "replace", "best")
@@ -88,8 +88,7 @@ class Paragraph(Refiner):
         pairs = zip(subset.captions.to_pylist(), generated, strict=True)
         if self.mode == "append":
             return [f"{old.rstrip()}{self.joiner}{new}" if new else old for old, new in pairs]
-        gain = writer.align(subset.with_column("caption", list(generated))) - writer.align(subset)
-        return [new if ahead > self.margin else old for (old, new), ahead in zip(pairs, gain, strict=True)]
+        return better(subset, generated, writer, self.margin)
 
     def describe(self, subset: Pairs) -> list[str]:
         """n paragraphs: those in the cache, and what is missing there, written part by part."""
@@ -104,15 +103,16 @@ class Paragraph(Refiner):
             with tqdm(total=len(todo), desc="writing paragraphs", unit="picture", disable=not todo) as bar:
                 for start in range(0, len(todo), self.rows_per_part):
                     rows, number = todo[start : start + self.rows_per_part], len(parts) + start // self.rows_per_part
-                    texts = self._part(subset, rows, self.seed + number, bar)
+                    texts = self._part(subset, rows, f"{self.seed}:{names[rows[0]]}", bar)
                     table = {"picture": [names[row] for row in rows], "text": texts}
                     with atomic_path(folder / f"part-{number:05d}.parquet") as temporary:
                         pq.write_table(pa.table(table), temporary)
                     known |= zip(*table.values(), strict=True)
         return [known[name] for name in names]
 
-    def _part(self, subset: Pairs, rows: list[int], seed: int, bar: tqdm) -> list[str]:
-        """The paragraphs of these rows; what is drawn depends on ``seed`` alone."""
+    def _part(self, subset: Pairs, rows: list[int], name: str, bar: tqdm) -> list[str]:
+        """The paragraphs of these rows; what is drawn depends on ``name`` alone, not on what is in the cache."""
+        seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
         store, texts = ImageStore(subset.root), []
         device = self.captioner.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -62,7 +62,9 @@ def _of_the_pool(folder: Path, decisions: pa.Table, row: int, uid: str, cache: P
         if field.name not in ("uid", "kept", "reason", "cluster"):
             lines[field.name] = _score(decisions[field.name], decision[field.name])
     width = max(map(len, lines))
-    head = f"{uid} was {'kept' if decision['kept'] else 'dropped'}"
+    makes = not pc.any(decisions["kept"]).as_py()
+    dropped = "not kept as it is: this selection made pairs" if makes else "dropped"
+    head = f"{uid} was {'kept' if decision['kept'] else dropped}"
     return "\n".join([head, *(f"  {name:<{width}}  {said}" for name, said in lines.items())])
 
 

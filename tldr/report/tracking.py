@@ -84,12 +84,15 @@ def log_selection(
 
     made = Decisions(pool, decisions)
     panels: dict[str, Any] = {}
+    parts = {"pool": np.arange(len(pool)), "kept": np.flatnonzero(made.kept)}
+    parts = {where: rows for where, rows in parts.items() if len(rows)}  # who makes pairs keeps none
     for name, values in {**made.scores, "words": pool.words}.items():
+        values = values.astype(np.float64)  # equal numbers of 32 bits cannot be cut into bins
         edges = np.histogram_bin_edges(values, _BINS)  # the same for both, so that they can be laid over each other
-        for where, part in (("pool", values), ("kept", values[made.kept])):
-            panels[f"{where}/{name}"] = wandb.Histogram(np_histogram=np.histogram(part, edges))
-            run.summary[f"{where}/{name}_mean"] = float(part.mean())
-    for where, rows in (("pool", np.arange(len(pool))), ("kept", np.flatnonzero(made.kept))):
+        for where, rows in parts.items():
+            panels[f"{where}/{name}"] = wandb.Histogram(np_histogram=np.histogram(values[rows], edges))
+            run.summary[f"{where}/{name}_mean"] = float(values[rows].mean())
+    for where, rows in parts.items():
         run.summary.update({f"{where}/{disease}": share for disease, share in planted(pool, rows).items()})
     run.summary.update({f"selection/{name}": value for name, value in facts.items()})
     run.log({**panels, "pairs": _examples(made, examples, seed)})
@@ -213,7 +216,7 @@ class CaptionTable(L.Callback):
 
     def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         run = live_run(cast(Any, trainer.logger).experiment if trainer.logger is not None else None)
-        if run is None or trainer.global_step == self._logged:
+        if run is None or not hasattr(module, "generate") or trainer.global_step == self._logged:
             return
         import wandb
 

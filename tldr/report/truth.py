@@ -15,8 +15,8 @@ MISMATCHED, SCENE = "truth_mismatched", "truth_scene"
 
 def planted(pool: Pairs, rows: np.ndarray) -> dict[str, float]:
     """Of the pairs at ``rows`` (n,): the share whose caption is another picture's (``mismatched``), and the share
-    that repeats another of these pairs (``duplicates``). Empty where the pool has no ground truth."""
-    names = pool.table.column_names
+    that repeats another of these pairs (``duplicates``). Empty where the pool has no ground truth, or n is 0."""
+    names = pool.table.column_names if len(rows) else []
     found = {}
     if MISMATCHED in names:
         found["mismatched"] = float(pool.column(MISMATCHED)[rows].mean())

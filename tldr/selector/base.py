@@ -65,12 +65,19 @@ class Target:
 class Method:
     """What selectors and makers have in common: the signals they ``needs`` (``alignment`` of the scorer that
     ``model=`` names, ``clip.embedding`` of the one that is called so), and the ``target``, a `tldr.data.base.Reader`
-    of the pairs that the data are wanted for, where a method ``needs_target``."""
+    of the pairs that the data are wanted for, where a method ``needs_target``. ``scorer_options`` are what scorers have
+    to be made with, by their names: ``{"classifier": {"column": "label"}}``."""
 
     needs: tuple[str, ...] = ()
     needs_target: bool = False
+    scorer_options: Mapping[str, Mapping[str, Any]] = {}
     needs_writer: bool = False  # of captions: the main scorer, as refiners use it
     target: Any = None
+
+    @property
+    def target_needs(self) -> tuple[str, ...]:
+        """The signals that it needs of the target set."""
+        return self.needs if self.needs_target else ()
 
     def check(self, pool: Pairs) -> None:
         """Before any signal is computed: raises ValueError, naming the override to add, where ``pool`` or the
@@ -111,10 +118,7 @@ class Selector(Method, ABC):
         with np.errstate(invalid="ignore"):  # what is not finite is refused below, by its uid
             selection = self.choose(pool.without_truth(), signals, keep=keep, seed=seed, **given)
         for name, values in selection.scores.items():
-            strange = np.flatnonzero(~np.isfinite(values))
-            if len(strange):
-                uids = ", ".join(pool.uids[int(row)].as_py() for row in strange[:3])
-                raise ValueError(f"{name} is NaN or infinite for {len(strange)} pairs, such as {uids}")
+            pool.refuse_infinite(name, np.isfinite(values))
         assert len(selection.rows) == keep == len(np.unique(selection.rows)), "a selector must keep exactly `keep` rows"
         assert len(selection.reasons) == len(pool), "a selector must give a reason for every row"
         return selection
@@ -162,7 +166,8 @@ class Maker(Method, ABC):
 class Combination(Selector, ABC):
     """A selector made of others, the ``steps``, at least one. It needs what they need. Their ``names``, by which
     reasons and scores tell of them, are those of their files where none are given. One ``target`` serves all of them.
-    Raises ValueError for steps that make pairs, or that name a target set of their own."""
+    Raises ValueError for steps that make pairs, that name a target set of their own, or that want one scorer to be
+    different things."""
 
     def __init__(self, *, steps: Sequence[Selector], names: Sequence[str] | None = None, target: Any = None) -> None:
         for step in steps:
@@ -183,9 +188,15 @@ class Combination(Selector, ABC):
         called = [name if number == 1 else f"{name}_{number}" for name, number in zip(names, numbers, strict=True)]
         self.steps: dict[str, Selector] = dict(zip(called, steps, strict=True))
         self.needs = tuple(dict.fromkeys(name for step in steps for name in step.needs))
+        self.scorer_options = _merged(step.scorer_options for step in steps)
         self.needs_target = any(step.needs_target for step in steps)
         self.needs_writer = any(step.needs_writer for step in steps)
         self.target = target
+
+    @property
+    def target_needs(self) -> tuple[str, ...]:
+        """Of those steps alone that look at the target set."""
+        return tuple(dict.fromkeys(name for step in self.steps.values() for name in step.target_needs))
 
     def check(self, pool: Pairs) -> None:
         """What every step asks, of the common target set."""
@@ -194,6 +205,20 @@ class Combination(Selector, ABC):
             if step.needs_target:
                 step.target = self.target
             step.check(pool)
+
+
+def _merged(asked: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The options of every scorer that any step asks for."""
+    merged: dict[str, dict[str, Any]] = {}
+    for options in asked:
+        for scorer, own in options.items():
+            for key, value in own.items():
+                had = merged.setdefault(scorer, {}).setdefault(key, value)
+                if had != value:
+                    raise ValueError(
+                        f"selector.steps: the scorer {scorer} cannot have {key}={had} for one and {value} for another"
+                    )
+    return merged
 
 
 def best(score: np.ndarray, keep: int) -> tuple[np.ndarray, float]:

@@ -50,6 +50,7 @@ class DataPruning(Selector):
         at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         self.score, self.choice, self.labels, self.class_floor = score, choice, labels, class_floor
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
+        self.scorer_options = {"classifier": {"column": labels}} if labels is not None else {}
         self.needs = (embedding,) if score in ("prototypes", "supervised") else (f"classifier.{score}",)
 
     def check(self, pool: Pairs) -> None:

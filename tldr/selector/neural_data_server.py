@@ -22,6 +22,7 @@ from tldr.data.loading import PairsDataset
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, Target, at_least, best, one_of
 from tldr.signal.experts import PairExperts, RotationExperts
+from tldr.signal.feature import sampled
 from tldr.signal.store import Signal, Signals
 
 PROXIES = {"image_text": "mean loss", "rotation": "rotation accuracy"}
@@ -55,11 +56,18 @@ class NeuralDataServer(Selector):
         text = ("clip.text_embedding",) if proxy == "image_text" else ()
         self.needs = ("clip.embedding", *text)
 
+    @property
+    def target_needs(self) -> tuple[str, ...]:
+        """None of the experts in rotation, who look at pictures."""
+        return () if self.proxy == "rotation" else self.needs
+
     def choose(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, target: Target
     ) -> Selection:
         """Divide, train experts, ask them about the client's data, draw."""
         assert signals is not None
+        for name in self.needs:
+            signals.refuse_infinite(name, pool)
         part, parts = self._divide(signals["clip.embedding"], seed)
         learn = self._learn_rotation if self.proxy == "rotation" else self._learn_pairs
         score = learn(pool, signals, part, parts, target, seed)  # (K,)
@@ -80,12 +88,11 @@ class NeuralDataServer(Selector):
 
     def _divide(self, embedding: Signal, seed: int) -> tuple[np.ndarray, int]:
         """(N,) the part of every pair, and their number; no part is empty."""
-        count = embedding.shape[0]
+        count = len(embedding)
         parts = max(1, min(self.parts, count // self.rows_per_part))
         if parts < self.parts:
             print(f"selector.parts={self.parts} is lowered to {parts}: {self.rows_per_part} pairs or more in each")
-        size = min(count, max(POINTS_PER_CENTROID * parts, 20_000))
-        sample = np.sort(np.random.default_rng(seed).choice(count, size, replace=False))
+        sample = sampled(count, POINTS_PER_CENTROID * parts, seed=seed)
         kmeans = KMeans.fit(embedding.read(sample).astype(np.float32), parts, seed=seed)
         label = np.concatenate([kmeans.assign(np.asarray(chunk, np.float32))[0] for chunk in embedding.chunks()])
         there, label = np.unique(label, return_inverse=True)

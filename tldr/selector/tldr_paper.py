@@ -43,6 +43,7 @@ class TLDRPaper(Selector):
         """Cluster, order every cluster by ``choice``, take every cluster's share."""
         assert signals is not None
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
+        signals.refuse_infinite(signal_of(self.feature), pool)
         label, distance = cluster(self.feature, signals, clusters=clusters, seed=seed, dim=self.dim)
         scores = {"cluster": label, "distance": distance}
         if self.choice == "alignment":

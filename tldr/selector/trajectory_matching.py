@@ -270,7 +270,7 @@ class TrajectoryMatching(Maker):
         }
         reasons = ["learned from in the experts"] * len(pool)
         for uid, of in zip(uids, begun, strict=True):
-            reasons[of] = f"kept as the beginning of {uid}"
+            reasons[of] = f"the beginning of {uid}"
         for uid, of, close in zip(uids, row, cosine, strict=True):
             reasons[of] += f"; its caption is nearest to the text of {uid}, cosine {close:.3g}"
         provenance = {"data": "trajectory_matching", "parent": pool.hash}

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans
-from tldr.signal.store import Signals
+from tldr.signal.store import Signals, gathered
 
 FEATURES = ("tokens", "mean", "histogram", "raw", "embedding")
 _FLAT = 2048  # widest flat vector that PCA learns from
+_BLOCK = 16_384  # rows that are flat at once
 
 
 def signal_of(feature: str) -> str:
@@ -90,9 +91,11 @@ def cluster(
 
     Learned on at most `POINTS_PER_CENTROID` rows a cluster (drawn from ``seed``), assigned part by part.
     """
-    count = signals[signal_of(feature)].shape[0]
+    count = len(signals[signal_of(feature)])
+    fitted = Feature(feature, signals, sampled(count, seed=seed), dim=dim)
     sample = sampled(count, POINTS_PER_CENTROID * clusters, seed=seed)
-    fitted = Feature(feature, signals, sample, dim=dim)
-    kmeans = KMeans.fit(fitted(fitted.signal.read(sample)), clusters, seed=seed)
+    values = fitted.signal.read(sample)
+    blocks = (fitted(values[start : start + _BLOCK]) for start in range(0, len(values), _BLOCK))
+    kmeans = KMeans.fit(gathered(blocks, len(values)), clusters, seed=seed)
     assigned = [kmeans.assign(chunk) for chunk in fitted.chunks()]
     return np.concatenate([c for c, _ in assigned]), np.concatenate([d for _, d in assigned])

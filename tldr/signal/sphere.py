@@ -15,7 +15,7 @@ import numpy as np
 
 from tldr.cluster import POINTS_PER_CENTROID, KMeans
 from tldr.pairs import Pairs
-from tldr.signal.store import Signals
+from tldr.signal.store import Signals, gathered
 
 CHOICES = ("hard", "easy", "random")
 DENSE = 8192  # rows whose similarities are held at once, 256 MiB; above, they are computed as they are asked for
@@ -31,13 +31,8 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def unit_rows(pool: Pairs, signals: Signals, name: str) -> np.ndarray:
     """(N, E) float32: the signal ``name`` on the unit sphere. Raises ValueError with the uids of values that are not
     finite."""
-    with np.errstate(invalid="ignore"):
-        rows = np.concatenate([unit(chunk) for chunk in signals[name].chunks()])
-    strange = np.flatnonzero(~np.isfinite(rows.sum(1)))
-    if len(strange):
-        uids = ", ".join(pool.uids[int(row)].as_py() for row in strange[:3])
-        raise ValueError(f"{name} is NaN or infinite for {len(strange)} pairs, such as {uids}")
-    return rows
+    signals.refuse_infinite(name, pool)
+    return gathered(map(unit, signals[name].chunks()), len(pool))
 
 
 def cluster_count(clusters: int, pairs: int, rows_per_cluster: int) -> int:

@@ -16,12 +16,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from tldr.atomic import atomic_path
+from tldr.pairs import Pairs
 
 PART_ROWS = 4096
 
@@ -35,20 +36,24 @@ class Signal:
         self.dtype = first.dtype
         self.shape = (count, *first.shape[1:])
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def chunks(self) -> Iterator[np.ndarray]:
-        """Consecutive slices, one a part, memory-mapped where all of its rows are wanted."""
+        """Consecutive slices, one a part of which any row is wanted, memory-mapped where all are."""
         for number, file in enumerate(self._files):
             part = np.load(file, mmap_mode="r")
             if self._rows is not None:
                 start = number * PART_ROWS
                 low, high = np.searchsorted(self._rows, (start, start + PART_ROWS))
                 part = part[self._rows[low:high] - start]
-            yield part
+            if len(part):
+                yield part
 
     def read(self, rows: np.ndarray | None = None) -> np.ndarray:
         """(N, ...) all values, or those at sorted ``rows``."""
         if rows is None:
-            return np.concatenate(list(self.chunks()))
+            return gathered(self.chunks(), len(self)) if len(self) else np.empty(self.shape, self.dtype)
         ends = np.cumsum([0] + [len(chunk) for chunk in self.chunks()])
         cuts = np.searchsorted(rows, ends)
         pieces = [
@@ -57,6 +62,19 @@ class Signal:
             if high > low
         ]
         return np.concatenate(pieces) if pieces else np.empty((0, *self.shape[1:]), self.dtype)
+
+
+def gathered(chunks: Iterable[np.ndarray], count: int) -> np.ndarray:
+    """(N, ...) the rows of all ``chunks``, ``count`` in all and at least one. Each chunk is copied as it comes, so that
+    there are never two copies of all, nor the files of all parts open."""
+    rows, start = np.empty(0), 0
+    for chunk in chunks:
+        if not start:
+            rows = np.empty((count, *chunk.shape[1:]), chunk.dtype)
+        rows[start : start + len(chunk)] = chunk
+        start += len(chunk)
+    assert start == count, "every row comes once"
+    return rows
 
 
 class Signals(Mapping[str, Signal]):
@@ -93,6 +111,14 @@ class Signals(Mapping[str, Signal]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def refuse_infinite(self, name: str, pool: Pairs) -> None:
+        """Raises ValueError with the uids of ``pool``, whose signals these are, where the signal ``name`` is NaN or
+        infinite."""
+        finite = (
+            np.logical_and.reduce(np.isfinite(chunk), axis=tuple(range(1, chunk.ndim))) for chunk in self[name].chunks()
+        )
+        pool.refuse_infinite(name, gathered(finite, len(pool)))
 
     def constant(self, name: str) -> np.ndarray:
         """An array that belongs to the model, not to a pair: ``codebook`` (K, D)."""

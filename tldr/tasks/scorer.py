@@ -119,11 +119,14 @@ class Scorers:
         device: str,
         extraction: Mapping[str, Any],
         training: Mapping[str, Any],
+        asked: Mapping[str, Mapping[str, Any]],
         callbacks: Sequence[L.Callback] = (),
         **options: Any,
     ) -> Scorers:
         """Those of ``names``: each of ``recipes`` has `find_scorer`'s model, and perhaps checkpoint, and what differs
-        from ``training``. The main one is watched by ``callbacks``. Raises ValueError for a name without recipe."""
+        from ``training``; ``asked`` are the arguments of models that the selector insists on. The main one is watched
+        by ``callbacks``. Raises ValueError for a name without recipe, or a checkpoint that was made with other
+        arguments than are asked."""
         models: dict[str, Model] = {}
         files: dict[str, Path] = {}
         for name in sorted(names):
@@ -132,7 +135,14 @@ class Scorers:
             recipe = {"checkpoint": None, **recipes[name]}
             recipe["training"] = {**training, **recipe.get("training", {})}
             watch = callbacks if name == MAIN else ()
+            if name in asked:
+                recipe["model"] = partial(recipe["model"].func, **{**recipe["model"].keywords, **asked[name]})
             model, files[name] = find_scorer(pool, **recipe, **options, callbacks=watch, name=name)
+            for key, value in asked.get(name, {}).items():
+                if (has := getattr(model, key)) != value:
+                    raise ValueError(
+                        f"scorers.{name}.checkpoint={files[name]} has {key}={has}; the selector asks {value}"
+                    )
             models[name] = model.to(pick_device(device))
         return cls(models, files, cache=options["cache"], ledger=options["ledger"], **extraction)
 

@@ -43,6 +43,13 @@ from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import Scorers
 from tldr.tasks.writer import CaptionWriter
 
+# Of the configuration, what says which pairs are kept, and with what captions; and of that, what does not.
+_DECISIVE = (
+    "data", "selector", "refiner", "model", "checkpoint", "scorers", "training", "generation", "batch_size", "verify",
+    "max_bad_fraction",
+)  # fmt: skip
+_HOW_FAST = ("num_workers", "checkpoint_every")
+
 
 def run(
     *,
@@ -86,7 +93,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"names": dict(names), "compression": compression, "seed": seed}
     config = dict(config or {})
-    _refuse_to_replace(folder, identity | {"config": config})
+    _refuse_to_replace(folder, identity, config)
     tracker = logger(name=f"{names['selector']}-c{compression}-s{seed}", job_type="select", save_dir=folder)
     tracker.log_hyperparams(config)
 
@@ -101,8 +108,8 @@ def run(
     judges = Scorers.find(
         pool, {*scorers_of((*selector.needs, *refiner.needs)), *([MAIN] if writes else [])},
         {MAIN: {"model": model, "checkpoint": checkpoint}, **(scorers or {})}, device=device, extraction=extraction,
-        training=training, trainer=trainer, seed=seed, cache=cache, ledger=ledger, logger=tracker,
-        callbacks=[CaptionTable(every_n_steps=caption_table_every)],
+        training=training, asked=selector.scorer_options, trainer=trainer, seed=seed, cache=cache, ledger=ledger,
+        logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip
     provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
     if writes:  # first: a scorer that cannot write should not cost an extraction
@@ -117,8 +124,8 @@ def run(
             selector.target, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=aim, ledger=ledger
         )
         seen = None
-        if selector.needs:
-            seen = judges.signals(aimed.pairs, selector.needs)
+        if selector.target_needs:
+            seen = judges.signals(aimed.pairs, selector.target_needs)
             aimed, seen = _without_undecodable(aimed, seen, aim, cache, max_bad_fraction)
         target = Target(aimed.pairs, seen)
         provenance["target"] = aimed.pairs.hash
@@ -163,18 +170,28 @@ def run(
     return subset
 
 
-def _refuse_to_replace(folder: Path, identity: Mapping[str, Any]) -> None:
+def _refuse_to_replace(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """A folder that holds another selection, say of an earlier job of a sweep with ``out=``, keeps it."""
     file = folder / "provenance.json"
     if file.is_file():
-        there, asked = json.loads(file.read_text()), json.loads(json.dumps(identity, default=str))
-        for facts in (there, asked):  # what says which pairs are kept; how fast, or where it is logged, does not
-            config = facts.pop("config", {})
-            facts |= {key: config.get(key) for key in ("data", "selector", "refiner", "checkpoint", "scorers")}
-        other = {key: there.get(key) for key in asked if there.get(key) != asked[key]}
+        there = {"config": {}} | json.loads(file.read_text())
+        asked = json.loads(json.dumps({**identity, "config": config}, default=str))
+        had, wants = (
+            _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
+            for facts in (there, asked)
+        )
+        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not key.endswith(_HOW_FAST))
         if other:
-            told = ", ".join(f"{key}={value}" for key, value in other.items())
+            told = ", ".join(f"{key}={had.get(key)}" for key in other)
             raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _without_undecodable(
