@@ -172,12 +172,16 @@ class Pairs:
             raise ValueError(f"these pairs have no column {name!r}; they have {', '.join(self.table.column_names)}")
         return self.table[name].to_numpy()
 
+    def refuse(self, strange: np.ndarray, fault: str) -> None:
+        """Raises ValueError where a pair is ``strange`` (N,) bool: the ``fault``, how many have it, and their uids."""
+        rows = np.flatnonzero(strange)
+        if len(rows):
+            uids = ", ".join(self.uids[int(row)].as_py() for row in rows[:3])
+            raise ValueError(f"{fault} {len(rows)} pairs, such as {uids}")
+
     def refuse_infinite(self, name: str, finite: np.ndarray) -> None:
         """Raises ValueError with uids where ``name`` is not ``finite`` (N,)."""
-        strange = np.flatnonzero(~finite)
-        if len(strange):
-            uids = ", ".join(self.uids[int(row)].as_py() for row in strange[:3])
-            raise ValueError(f"{name} is NaN or infinite for {len(strange)} pairs, such as {uids}")
+        self.refuse(~finite, f"{name} is NaN or infinite for")
 
     def rows_of(self, uids: Sequence[str]) -> np.ndarray:
         """(len(uids),) the row of each uid. Raises ValueError naming a uid that is not here."""

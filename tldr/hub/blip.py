@@ -6,8 +6,8 @@ roles and shares all but self-attention, as BLIP is pre-trained: the two folders
 weights twice, and `read` finds them equal. Published checkpoints of two tasks were fine-tuned apart: read one.
 
 Hugging Face's matching does not put ``[ENC]`` at the head of the text as BLIP does (and ours): who compares sets
-``input_ids[:, 0]``. The captioner of ours reads patches without the class token, as TL;DR's codebook does, and has no
-counterpart there.
+``input_ids[:, 0]``. The captioner of ours reads patches without the class token, as TL;DR's codebook does: it is a
+class of its own (`tldr.hub.captioner`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tldr.data.tokenizer import Tokenizer
 from tldr.hub import bert, naming, vit
 from tldr.hub.checkpoint import Weights
 from tldr.hub.folder import normalisation, tokenizer_of, write, write_processor
@@ -61,8 +62,7 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     image = vit.names("blip", full["vision_config"]["num_hidden_layers"], "vision_model.")
     heads: naming.Names = {}
     if kind == "BlipForConditionalGeneration":
-        text = bert.names(depth, "text_decoder.bert.", attention="decoder_attention", cross=True)
-        text |= bert.head_names("text_decoder.cls.predictions.")
+        text = decoder_names(depth)
     elif kind == "BlipForImageTextRetrieval":
         text = bert.names(depth, "text_encoder.", cross=True)
         heads = {**HEADS, **MATCHER} if model == "Blip" else {}
@@ -93,6 +93,24 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     return Weights(kind, arguments, found, tuple(parts(naming.empty)), tokenizer.json if tokenizer else None)
 
 
+def decoder_names(depth: int) -> naming.Names:
+    """Our names of a text of ``depth`` layers that writes, and those of the captioning class."""
+    text = bert.names(depth, "text_decoder.bert.", attention="decoder_attention", cross=True)
+    return text | bert.head_names("text_decoder.cls.predictions.")
+
+
+def decoder_settings(text: TextTransformer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """``text_config`` of a text that writes."""
+    return {
+        **bert.text_settings(text),
+        "bos_token_id": tokenizer.dec,
+        "eos_token_id": tokenizer.sep,
+        "sep_token_id": tokenizer.sep,
+        "pad_token_id": tokenizer.pad,
+        "is_decoder": True,
+    }
+
+
 def _kind(state: dict[str, Tensor]) -> str:
     roots = {name.partition(".")[0] for name in state}
     if {"text_encoder", "text_decoder"} <= roots:
@@ -115,17 +133,11 @@ def export(module: nn.Module, folder: Path) -> None:
     if encoders.text_pooling != "cls":
         raise ValueError(f"Hugging Face's BLIP takes the text's first token: text_pooling={encoders.text_pooling!r}")
     vision = vit.image_settings(image)
-    settings = bert.text_settings(text)
-    special = {
-        "bos_token_id": tokenizer.dec,
-        "eos_token_id": tokenizer.sep,
-        "sep_token_id": tokenizer.sep,
-        "pad_token_id": tokenizer.pad,
-    }
+    settings = decoder_settings(text, tokenizer)
     embed_dim, scale = encoders.image_projection.out_features, float(module.state_dict()["temperature"])
     config = {
         "vision_config": vision,
-        "text_config": {**settings, **special, "is_decoder": True},
+        "text_config": settings,
         "image_text_hidden_size": embed_dim,
         "projection_dim": embed_dim,
         "logit_scale_init_value": -math.log(scale),
@@ -135,12 +147,10 @@ def export(module: nn.Module, folder: Path) -> None:
         naming.under("image.", state), vit.names("blip", vision["num_hidden_layers"], "vision_model.")
     )
     texts, depth = naming.under("text.", state), settings["num_hidden_layers"]
-    decoder = bert.names(depth, "text_decoder.bert.", attention="decoder_attention", cross=True)
-    decoder |= bert.head_names("text_decoder.cls.predictions.")
     encoder = bert.names(depth, "text_encoder.", cross=True)
     heads = {ours.removeprefix("encoders."): theirs for ours, theirs in (HEADS | MATCHER).items()}
     for name, kind, found in (
-        ("captioning", BlipForConditionalGeneration, naming.untranslate(texts, decoder)),
+        ("captioning", BlipForConditionalGeneration, naming.untranslate(texts, decoder_names(depth))),
         ("retrieval", BlipForImageTextRetrieval, naming.untranslate(texts, encoder) | naming.untranslate(state, heads)),
     ):
         write(kind, BlipConfig(**config), pictures | found, folder / name)

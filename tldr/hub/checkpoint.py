@@ -26,12 +26,14 @@ FAMILIES = {  # "model_type" of a config.json: who reads it
     "bert": "tldr.hub.bert",
     "blip": "tldr.hub.blip",
     "clip": "tldr.hub.clip",
+    "tldr_captioner": "tldr.hub.captioner",
     "timm": "tldr.hub.vit",  # "architecture" instead
     "vilt": "tldr.hub.vilt",
     "vit": "tldr.hub.vit",
 }
 EXPORTERS = {  # our class: who writes it
     "Blip": "tldr.hub.blip",
+    "Captioner": "tldr.hub.captioner",
     "Clip": "tldr.hub.clip",
     "ImageEncoder": "tldr.hub.vit",
     "TextTransformer": "tldr.hub.bert",
@@ -217,7 +219,8 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
 def export(module: nn.Module, folder: str | Path) -> Path:
     """Write ``folder`` so that ``transformers`` opens it by ``from_pretrained``: safetensors, config, tokenizer.
 
-    BLIP, which is two classes there, becomes two folders in it. Raises ValueError for what has no counterpart there.
+    BLIP, which is two classes there, becomes two folders in it; a captioner's folder brings its class along, and wants
+    ``trust_remote_code=True``. Raises ValueError for what has no counterpart there.
     """
     name = type(module).__name__
     if name not in EXPORTERS:

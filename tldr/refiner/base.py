@@ -27,24 +27,27 @@ class Writer(Protocol):
         ...
 
 
-def judged(pairs: Pairs, writer: Writer, scorer: str = MAIN) -> np.ndarray:
-    """(n,) float32 `Writer.align`. Raises ValueError naming the pairs of which it is NaN."""
-    found = np.asarray(writer.align(pairs, scorer) if scorer else writer.align(pairs), np.float32)
-    strange = np.flatnonzero(np.isnan(found))
-    if len(strange):
-        uids = ", ".join(pairs.uids[int(row)].as_py() for row in strange[:3])
-        raise ValueError(f"the scorer {scorer or 'that writes'} says NaN of {len(strange)} pairs, such as {uids}")
-    return found
+def judged(
+    subset: Pairs, generated: Sequence[str], writer: Writer, scorer: str = MAIN
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) float32 each: how well the original captions fit, and how well the ``generated`` ones. Where nothing was
+    written the original stands in, so that nobody judges an empty text. Raises ValueError naming the pairs of which the
+    judge says NaN."""
+
+    def judge(pairs: Pairs) -> np.ndarray:
+        found = np.asarray(writer.align(pairs, scorer), np.float32)
+        pairs.refuse(np.isnan(found), f"the scorer {scorer or 'that writes'} says NaN of")
+        return found
+
+    texts = [new or old for new, old in zip(generated, subset.captions.to_pylist(), strict=True)]
+    return judge(subset), judge(subset.with_column("caption", texts))
 
 
 def better(subset: Pairs, generated: Sequence[str], writer: Writer, margin: float) -> list[str]:
-    """n captions: the ``generated`` one where its alignment exceeds the original's by more than ``margin``. Where
-    nothing was written the original stands in, so that nobody judges an empty text."""
-    texts = [new or old for new, old in zip(generated, subset.captions.to_pylist(), strict=True)]
-    gain = judged(subset.with_column("caption", texts), writer) - judged(subset, writer)
-    return [
-        new if ahead > margin else old for old, new, ahead in zip(subset.captions.to_pylist(), texts, gain, strict=True)
-    ]
+    """n captions: the ``generated`` one where its alignment exceeds the original's by more than ``margin``."""
+    old, new = judged(subset, generated, writer)
+    captions = zip(subset.captions.to_pylist(), generated, new - old, strict=True)
+    return [made if ahead > margin else found for found, made, ahead in captions]
 
 
 class Refiner(ABC):

@@ -62,10 +62,7 @@ class CapFilt(Refiner):
     ) -> tuple[list[str], dict[str, pa.Array | list]]:
         """A caption of each pair, and the columns. Raises ValueError naming the pairs whose judgement is NaN."""
         written = np.array([bool(text) for text in generated], bool)
-        old = judged(subset, writer, self.scorer)
-        # Where nothing was written the original stands in, so that the filter reads no empty text.
-        texts = [new or text for new, text in zip(generated, subset.captions.to_pylist(), strict=True)]
-        new = judged(subset.with_column("caption", texts), writer, self.scorer)
+        old, new = judged(subset, generated, writer, self.scorer)
         old_passes, new_passes = old > self.threshold, written & (new > self.threshold)
         better = written & (new > old)
         choose = np.where(old_passes == new_passes, better, new_passes)  # the generated one?

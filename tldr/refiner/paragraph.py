@@ -135,7 +135,7 @@ class _Describer:
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
         assert self.judge is not None, "mode=best needs a writer, and says so"
-        return self.judge.align(pairs, scorer) if scorer else self.judge.align(pairs)
+        return self.judge.align(pairs, scorer)
 
 
 class DenseCaptioner:

@@ -23,8 +23,8 @@ import numpy as np
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, at_least, best
 from tldr.signal.feature import Feature, sampled, signal_of
-from tldr.signal.sphere import Duplicates, cluster_count, unit
-from tldr.signal.store import Signals, gathered
+from tldr.signal.sphere import Duplicates, cluster_count, on_sphere
+from tldr.signal.store import Signals
 
 NEAREST = 1e-3  # distances below it are as good as none
 
@@ -57,9 +57,8 @@ class TLDR(Selector):
         if not self.novelty:
             kept, cut = best(fit, keep)
             return Selection(kept, [f"alignment {f:.3g}, cut at {cut:.3g}" for f in fit], {"alignment": fit})
-        signals.refuse_infinite(signal_of(self.feature), pool)
         feature = Feature(self.feature, signals, sampled(len(pool), seed=seed), dim=self.dim)
-        rows = gathered(map(unit, feature.chunks()), len(pool))
+        rows = on_sphere(pool, feature.chunks(), signal_of(self.feature))
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
         found = Duplicates.find(rows, clusters, choice=fit, seed=seed)
         distance = np.maximum(np.sqrt(np.maximum(2 - 2 * found.similarity, 0)), NEAREST)

@@ -8,7 +8,7 @@ Shapes: N pairs, E width of the embedding, K clusters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,15 @@ def unit(rows: np.ndarray) -> np.ndarray:
 def unit_rows(pool: Pairs, signals: Signals, name: str) -> np.ndarray:
     """(N, E) float32: the signal ``name`` on the unit sphere. Raises ValueError with the uids of values that are not
     finite."""
-    signals.refuse_infinite(name, pool)
-    return gathered(map(unit, signals[name].chunks()), len(pool))
+    return on_sphere(pool, signals[name].chunks(), name)
+
+
+def on_sphere(pool: Pairs, chunks: Iterable[np.ndarray], name: str) -> np.ndarray:
+    """The same of consecutive ``chunks`` of (n, E), which ``name`` is a name for."""
+    with np.errstate(invalid="ignore"):
+        rows = gathered(map(unit, chunks), len(pool))
+    pool.refuse_infinite(name, np.isfinite(rows.sum(1)))
+    return rows
 
 
 def cluster_count(clusters: int, pairs: int, rows_per_cluster: int) -> int:

@@ -115,10 +115,11 @@ class Signals(Mapping[str, Signal]):
     def refuse_infinite(self, name: str, pool: Pairs) -> None:
         """Raises ValueError with the uids of ``pool``, whose signals these are, where the signal ``name`` is NaN or
         infinite."""
-        finite = (
-            np.logical_and.reduce(np.isfinite(chunk), axis=tuple(range(1, chunk.ndim))) for chunk in self[name].chunks()
-        )
-        pool.refuse_infinite(name, gathered(finite, len(pool)))
+        signal = self[name]
+        if signal.dtype.kind == "f":  # codes are numbers, and need not be read for that
+            axes = tuple(range(1, len(signal.shape)))
+            finite = (np.logical_and.reduce(np.isfinite(chunk), axis=axes) for chunk in signal.chunks())
+            pool.refuse_infinite(name, gathered(finite, len(pool)))
 
     def constant(self, name: str) -> np.ndarray:
         """An array that belongs to the model, not to a pair: ``codebook`` (K, D)."""
