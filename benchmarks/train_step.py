@@ -92,6 +92,7 @@ class Step:
 
     def forward_backward(self) -> None:
         """The losses and their gradients."""
+        self.model.on_train_batch_start(self.batch, 0)  # BLIP's teacher moves
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             losses = self.model.losses(self.batch)
             total = torch.stack(list(losses.values())).sum()

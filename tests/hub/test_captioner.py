@@ -62,7 +62,8 @@ def test_it_says_there_what_it_says_here(tmp_path, images, monkeypatch, codes, p
 
     texts = [f"{theirs.config.prompt} {text}".strip() for text in TEXTS]
     numbers = {"rows": torch.arange(3), "image_ids": torch.arange(3)}
-    said = ours.signals({"images": images, "captions": TEXTS, "columns": {}, "errors": [], **numbers})
+    batch: Any = {"images": images, "captions": TEXTS, "columns": {}, "errors": [], **numbers}
+    said = ours.signals(batch)
     given = tokenizer(texts, padding=True, return_tensors="pt")
     torch.testing.assert_close(theirs.alignment(images, **given), said["alignment"], atol=1e-4, rtol=1e-4)
     assert said["alignment"].abs().min() > 0.1

@@ -21,7 +21,6 @@ from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import load_model
 from tldr.model.blip import OBJECTIVES, Blip
 from tldr.nn import negatives
-from tldr.nn.momentum import follow
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "green", "blue") for shape in ("disc", "star on the left")]
 TOKENIZER = Tokenizer.learn(CAPTIONS).json
@@ -91,9 +90,9 @@ def test_losses_are_the_papers_formulas(monkeypatch, ids):
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     fill_queue(model, [3, 5, 4, 8, 5])
     batch = make_batch(CAPTIONS[:3], ids)
+    model.on_train_batch_start(batch, 0)
     losses = deepcopy(model).losses(batch)
 
-    follow(model.teacher, model.encoders, 0.9)
     tokens, mask = model._tokenize(batch["captions"])
     image, w = model.encoders.encode_images(batch["images"])
     t = model.encoders.encode_texts(tokens, mask)
@@ -216,6 +215,7 @@ def test_training_moves_the_teacher_and_fills_the_queue(batch):
     with torch.no_grad():
         model.encoders.text_projection.bias.add_(1)
     before = model.teacher.text_projection.bias.clone()
+    model.on_train_batch_start(batch, 0)
     model.losses(batch)
     torch.testing.assert_close(model.teacher.text_projection.bias, before + 0.1)
     assert model.queue.filled == B
@@ -248,6 +248,7 @@ def test_without_a_queue_the_keys_are_the_batch(batch):
 def test_temperature_stays_in_its_bounds(batch):
     for start, bound in ((5.0, 0.5), (-1.0, 0.001)):
         model = build(temperature=start).train()
+        model.on_train_batch_start(batch, 0)
         assert model.losses(batch)["itc"].isfinite()
         assert float(model.temperature.detach()) == pytest.approx(bound)
 

@@ -1,5 +1,7 @@
-"""Two processes learn what one learns from their batches put together. This file is also the script that they run."""
+"""Processes that learn together: what one learns from their batches put together, whether each holds all of the weights
+(DDP) or a part of them (FSDP). This file is also the script that they run."""
 
+import math
 import os
 import subprocess
 import sys
@@ -7,52 +9,102 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 
+from tldr.model.base import load_model
+from tldr.model.blip import Blip
+from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
+from tldr.nn.shard import FullyShardedStrategy
 from tldr.pairs import Pairs
 from tldr.tasks.fit import fit
 
 ROOT = Path(__file__).parents[2]
+STRATEGIES = {"one": lambda: "auto", "ddp": lambda: "ddp", "fsdp": FullyShardedStrategy}
+MODELS = {
+    "clip": partial(Clip, embed_dim=8),
+    "blip": partial(Blip, embed_dim=8, queue_size=64, momentum=0.9),
+    "vqvlm": partial(Captioner, quantizer={"codebook_size": 16, "after": 8}),
+}
 
 
-def train(pairs: Pairs, folder: Path, *, batch_size: int, **training) -> None:
-    model = partial(
-        Clip,
-        image={"backbone": "test_vit", "image_size": 32},  # without BatchNorm, whose statistics are each process's own
-        text={"width": 16, "depth": 1, "heads": 2, "max_length": 48},
+class Dies(L.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 8:  # a checkpoint to go on from was written at 6
+            os._exit(9)
+
+
+def train(pairs: Pairs, folder: Path, *, model: str, strategy: str, then: str = "ends", **options) -> None:
+    whole = partial(
+        MODELS[model],
+        # Without BatchNorm, whose statistics are each process's own.
+        image={"backbone": "vit", "image_size": 32, "width": 16, "depth": 2, "heads": 2},
+        text={"width": 16, "depth": 2, "heads": 2, "max_length": 48},
         # So large an eps makes the step the gradient's size: else Adam blows rounding up to a whole step.
         optimizer={"lr": 1.0, "eps": 10.0, "schedule": "constant", "betas": [0.0, 0.0]},
     )
+    devices = 1 if strategy == "one" else 2
     trainer = partial(
-        L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        gradient_clip_val=1.0, **training,
+        L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
+        devices=devices, strategy=STRATEGIES[strategy](),
     )  # fmt: skip
     fit(
-        pairs, model=model, trainer=trainer, folder=folder, batch_size=batch_size, max_steps=14, checkpoint_every=6,
-        augment="crop", seed=0, vocab_size=200,
+        pairs, model=whole, trainer=trainer, folder=folder, batch_size=32 // devices, max_steps=14, checkpoint_every=6,
+        augment="crop", seed=0, vocab_size=200, resume=then == "resumes", callbacks=[Dies()] if then == "dies" else [],
+        **options,
     )  # fmt: skip
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
-
-
-def test_two_processes_learn_what_one_learns(tiny_pool, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    two.mkdir()
-    words = [sys.executable, __file__, str(tiny_pool.write(tmp_path / "pairs.arrow")), str(two)]
+def run(pairs: Pairs, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, __file__, str(pairs.write(folder.with_suffix(".arrow"))), str(folder), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def learn(pairs: Pairs, folder: Path, *words: str) -> dict[str, torch.Tensor]:
+    """The weights that two processes have learned in ``folder``."""
+    done = run(pairs, folder, *words)
     assert done.returncode == 0, done.stderr[-4000:]
-    train(tiny_pool, one, batch_size=32)
-    expected, found = weights(one), weights(two)
+    assert [path.name for path in folder.iterdir()] == ["model.ckpt"]
+    return load_model(folder).state_dict()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns(tiny_pool, tmp_path, strategy):
+    train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
+    expected = load_model(tmp_path / "one").state_dict()
+    found = learn(tiny_pool, tmp_path / "two", "clip", strategy)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    L.seed_everything(0, verbose=False)
-    moved = [(value - torch.zeros_like(value)).abs().max() for name, value in found.items() if "log_scale" in name]
-    assert moved
-    assert [path.name for path in two.iterdir()] == ["model.ckpt"]
+    assert abs(float(found["log_scale"]) - math.log(1 / 0.07)) > 1e-3  # it began there
+
+
+def test_averaged_weights_want_whole_ones(tiny_pool, tmp_path):
+    with pytest.raises(ValueError, match=r"ema=0\.9 wants all weights in every process"):
+        train(tiny_pool, tmp_path, model="clip", strategy="fsdp", ema=0.9)
+
+
+def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path):
+    train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
+    assert run(tiny_pool, tmp_path / "two", "clip", "fsdp", "dies").returncode != 0
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["last.ckpt"]
+    found = learn(tiny_pool, tmp_path / "two", "clip", "fsdp", "resumes")
+    torch.testing.assert_close(found, load_model(tmp_path / "one").state_dict(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["blip", "vqvlm"])
+def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, model):
+    """BLIP's teacher and queue, the codebook: what is no weight of a layer."""
+    expected = learn(tiny_pool, tmp_path / "ddp", model, "ddp")
+    found = learn(tiny_pool, tmp_path / "fsdp", model, "fsdp")
+    atol = {"blip": 1e-4, "vqvlm": 1e-3}[model]  # a token between two codes makes rounding a step of its own
+    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
+    name = {"blip": "teacher.image.vit.blocks.0.mlp.fc1.weight", "vqvlm": "quantizer.vq._codebook.embed"}[model]
+    assert found[name].abs().max() > 0
 
 
 if __name__ == "__main__":
-    train(Pairs.open(sys.argv[1]), Path(sys.argv[2]), batch_size=16, devices=2, strategy="ddp")
+    train(
+        Pairs.open(sys.argv[1]), Path(sys.argv[2]), model=sys.argv[3], strategy=sys.argv[4], then="".join(sys.argv[5:])
+    )

@@ -15,10 +15,12 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from tldr.data.loading import Batch
 from tldr.nn.optimizer import adamw
 from tldr.nn.resize import resized
+from tldr.nn.shard import shard
 from tldr.nn.text import TextTransformer
 from tldr.nn.vision import ImageEncoder
 
@@ -52,6 +54,11 @@ class Model(L.LightningModule, ABC):
 
     def prepare_rows(self, count: int) -> None:
         """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
+
+    def configure_model(self) -> None:
+        """Divide the weights among processes, where the trainer's strategy asks for that."""
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the losses and log each."""
@@ -169,4 +176,6 @@ def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, 
 
 
 def _name_of(model: Model) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
+    """A model that is divided among processes has a class made on the way, under which is its own."""
+    kind = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -33,6 +33,7 @@ from tldr.nn.generate import generate
 from tldr.nn.losses import distilled_targets, lm_loss, similarity, soft_cross_entropy
 from tldr.nn.momentum import Queue, follow, gather, momentum_copy
 from tldr.nn.negatives import Candidates, matching_batch
+from tldr.nn.shard import whole
 from tldr.nn.text import BERT_STD, TextTransformer
 from tldr.nn.twin import see_two
 from tldr.nn.vision import ImageEncoder
@@ -91,7 +92,7 @@ class Blip(Model):
         self.encoders = Encoders(image_encoder, text_model, embed_dim, text_pooling)
         self.joint_width = text_model.width
         self.matcher = nn.Linear(text_model.width, 2)
-        self.temperature = nn.Parameter(torch.tensor([temperature]))  # of one element: FSDP shards no scalars
+        self.temperature = nn.Parameter(torch.tensor([temperature]))
         self.teacher = momentum_copy(self.encoders)
         self.queue = Queue(queue_size, embed_dim)
         self.momentum, self.alpha, self.alpha_ramp, self.negative_ramp = momentum, alpha, alpha_ramp, negative_ramp
@@ -109,10 +110,18 @@ class Blip(Model):
         if self._contrasts and (size := getattr(batches, "batch_size", None)):
             self.queue.check(size * self.trainer.world_size)
 
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Move the teacher, and keep the temperature in its bounds: before the step, in which weights that are divided
+        among processes are gathered copies."""
+        if self._contrasts:
+            follow(self.teacher, self.encoders, self.momentum)
+            self.temperature.clamp_(*TEMPERATURES)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log what the contrast learns beside the weights."""
         if self._contrasts:
-            self.log_dict({"train/temperature": self.temperature.detach(), "train/alpha": self.current_alpha})
+            self.log_dict({"train/temperature": whole(self.temperature), "train/alpha": self.current_alpha})
 
     @property
     def current_alpha(self) -> float:
@@ -128,7 +137,7 @@ class Blip(Model):
         return "itc" in self.objectives or "itm" in self.objectives
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Those of ``objectives``. In training mode the teacher moves first, and the queue takes its keys last."""
+        """Those of ``objectives``. In training mode the queue takes the teacher's keys last."""
         image = self.encoders.image(batch["images"])
         losses = self._understanding_losses(image, batch) if self._contrasts else {}
         if "lm" in self.objectives:
@@ -139,13 +148,9 @@ class Blip(Model):
         """ITC and ITM of image tokens (B, L, D) and their captions."""
         if len(image) < 2:
             raise ValueError("BLIP contrasts pairs with each other: batch_size must be at least 2 per process")
-        with torch.no_grad():
-            self.temperature.clamp_(*TEMPERATURES)
         ids, (tokens, mask) = batch["image_ids"], self._tokenize(batch["captions"])
         image_embedding, text_embedding = self.encoders.embed(image), self.encoders.encode_texts(tokens, mask)
         with torch.no_grad():
-            if self.training:
-                follow(self.teacher, self.encoders, self.momentum)
             _, image_keys = self.teacher.encode_images(batch["images"])
             text_keys = self.teacher.encode_texts(tokens, mask)
         losses = {"itc": self._contrast(image_embedding, text_embedding, image_keys, text_keys, ids)}

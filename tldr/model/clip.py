@@ -65,7 +65,6 @@ class Clip(Model):
         self.image_size = self.image_encoder.image_size
         self.image_projection = nn.Linear(self.image_encoder.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_encoder.width, embed_dim, bias=False)
-        # Of one element: FSDP shards no scalars.
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
         self.bias = nn.Parameter(torch.tensor([float(bias)])) if loss == "siglip" else None
         self.text_pooling, self.causal = text_pooling, causal

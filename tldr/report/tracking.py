@@ -22,6 +22,7 @@ import pyarrow as pa
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Subset
 
 from tldr.data.images import ImageError, ImageStore
@@ -217,6 +218,8 @@ class CaptionTable(L.Callback):
     def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         run = live_run(cast(Any, trainer.logger).experiment if trainer.logger is not None else None)
         if run is None or not hasattr(module, "generate") or trainer.global_step == self._logged:
+            return
+        if isinstance(module, FSDPModule):  # one process writes the table, and has a part of the weights
             return
         import wandb
 

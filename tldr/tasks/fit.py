@@ -15,12 +15,14 @@ import numpy as np
 import pyarrow as pa
 from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar
 from lightning.pytorch.loggers import Logger
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from tldr.data.loading import PairsData
 from tldr.data.tokenizer import Tokenizer
 from tldr.ledger import Meter, Stage
-from tldr.model.base import Model
+from tldr.model.base import Model, load_model
+from tldr.nn.shard import FullyShardedStrategy
 from tldr.pairs import Pairs
 from tldr.tasks.begin import Beginning
 from tldr.tasks.resume import LAST, RollingCheckpoint, find_last, save_whole
@@ -163,6 +165,8 @@ def fit(
     if ema is not None:
         if not 0 < ema < 1:
             raise ValueError(f"ema={ema}; take a decay such as 0.999, or null for none")
+        if isinstance(run.strategy, FullyShardedStrategy):
+            raise ValueError(f"ema={ema} wants all weights in every process, where trainer=fsdp divides them: ema=null")
         # Buffers are not averaged: a queue's, a codebook's and BatchNorm's numbers mean nothing half-way.
         averaging = EMAWeightAveraging(device=run.strategy.root_device, use_buffers=False, decay=ema)
         run.callbacks.insert(0, averaging)  # pyright: ignore[reportAttributeAccessIssue]
@@ -178,4 +182,7 @@ def fit(
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches
         stage.flops = stage.images * counter.meter.per_row
+    if isinstance(module, FSDPModule):  # each process has a part of it
+        run.strategy.barrier()  # until the first has written
+        return load_model(file), file
     return module.eval(), file
