@@ -25,7 +25,7 @@ STRATEGIES = {"one": lambda: "auto", "ddp": lambda: "ddp", "fsdp": FullyShardedS
 MODELS = {
     "clip": partial(Clip, embed_dim=8),
     "blip": partial(Blip, embed_dim=8, queue_size=64, momentum=0.9),
-    "vqvlm": partial(Captioner, quantizer={"codebook_size": 16, "after": 8}),
+    "vqvlm": partial(Captioner, quantizer={"codebook_size": 16, "after": 13}),  # at the last step
 }
 
 
@@ -98,8 +98,7 @@ def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, model):
     """BLIP's teacher and queue, the codebook: what is no weight of a layer."""
     expected = learn(tiny_pool, tmp_path / "ddp", model, "ddp")
     found = learn(tiny_pool, tmp_path / "fsdp", model, "fsdp")
-    atol = {"blip": 1e-4, "vqvlm": 1e-3}[model]  # a token between two codes makes rounding a step of its own
-    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     name = {"blip": "teacher.image.vit.blocks.0.mlp.fc1.weight", "vqvlm": "quantizer.vq._codebook.embed"}[model]
     assert found[name].abs().max() > 0
 
