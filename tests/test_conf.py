@@ -4,6 +4,7 @@
 """
 
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,16 @@ def broken_references(node: DictConfig | ListConfig) -> list[str]:
     return found
 
 
+def documented_overrides() -> list[str]:
+    """Those of the table in docs/models.md, a value given to those that have none."""
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("| override |")[2].partition("\n\n")[0]
+    found = []
+    for span in re.findall(r"`([^`]*=[^`]*)`", table.replace("\\|", "|")):
+        beginning, _, values = span.rpartition("=")
+        found += [f"{beginning}={value or 1}" for value in values.split("|")]
+    return found
+
+
 # ---------------------------------------------------------------- the scripts' configs
 
 
@@ -130,6 +141,18 @@ def test_an_experiment_invents_no_key(option):
     """On the command line Hydra refuses a mistyped key; from a file it takes it."""
     known = set().union(*(compose(top) for top in TOPS))
     assert set(alone(option)) <= known
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("experiment/")])
+def test_an_experiment_leaves_the_trainer_to_the_user(option):
+    name = option.split("/")[1]
+    whole = compose("train", overrides=[f"experiment={name}", "trainer=fsdp"])
+    assert whole.trainer.strategy == {"_target_": "tldr.nn.shard.FullyShardedStrategy"}
+
+
+@pytest.mark.parametrize("words", documented_overrides())
+def test_what_the_documents_override_is_there(words):
+    compose("train", overrides=["model=blip", *words.split()])
 
 
 @pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("scorer/")])

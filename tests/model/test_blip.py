@@ -267,6 +267,13 @@ def test_gradient_accumulation_counts_every_batch():
     assert int(model.queue.added) == 6 * B
 
 
+def test_the_teacher_moves_once_for_each_step_of_the_student(monkeypatch):
+    moves = []
+    monkeypatch.setattr("tldr.model.blip.follow", lambda *given: moves.append(given[2]))
+    fit(build(momentum=0.9), steps=3, accumulate_grad_batches=2)
+    assert moves == [0.9] * 3
+
+
 def test_bfloat16_autocast_keeps_the_teacher_and_the_queue_in_float32():
     model = build()
     before = deepcopy(model.teacher.state_dict())

@@ -48,6 +48,16 @@ def fit(model: Nlvr2, steps: int, **options) -> L.Trainer:
     return train(model.train(), steps, lambda i: batches(seed=i), **options)
 
 
+def test_labels_in_words_are_understood_and_missing_ones_refused():
+    model, batch = build().eval(), make_batch(pictures=2)
+    expected = model.losses(batch)["nlvr2"]
+    batch["columns"]["label"] = [str(bool(label)) for label in batch["columns"]["label"]]
+    torch.testing.assert_close(model.losses(batch)["nlvr2"], expected)
+    batch["columns"]["label"] = [None, *batch["columns"]["label"][1:]]
+    with pytest.raises(ValueError, match="the column label must say true or false"):
+        model.losses(batch)
+
+
 @torch.no_grad()
 def loss(model: Nlvr2) -> float:
     return float(model.eval().losses(make_batch(pictures=model.pictures, seed=99))["nlvr2"])

@@ -179,3 +179,17 @@ def test_errors_name_the_key(monkeypatch):
                 ask(make_batch())
         with pytest.raises(ValueError, match="the training pairs have no answers"):
             model.prepare_columns({"answers": [[], []]})
+
+
+def test_ranking_cannot_have_its_weights_divided():
+    """Its decoder runs once for each length of a process's questions: the others would wait for ever."""
+    model = build("blip", mode="rank")
+    model._device_mesh = object()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ValueError, match=r"model\.mode=rank cannot have its weights divided \(trainer=fsdp\)"):
+        model.configure_model()
+
+
+def test_a_backbone_without_pictures_of_its_own_cannot_be_changed():
+    head = describe(build("blip", answers=["a", "b"]))
+    with pytest.raises(ValueError, match="a Vqa has no image encoder of its own to change"):
+        build("blip", backbone=head, image={"image_size": 64})

@@ -39,6 +39,14 @@ def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint,
     assert "arrays for Captioner" in capsys.readouterr().out
 
 
+def test_a_codebook_that_is_asked_for_is_not_dropped(tmp_path):
+    tokenizer = Tokenizer.learn(["a b"]).json
+    source = save(Captioner(tokenizer=tokenizer, image=IMAGE, text=TEXT, optimizer=OPTIMIZER), tmp_path / "plain")
+    model = partial(Captioner, image=IMAGE, text=TEXT, optimizer=OPTIMIZER, quantizer={"codebook_size": 8})
+    with pytest.raises(ValueError, match=r"plain has no quantizer, and model\.quantizer asks for one"):
+        Beginning(model, source)
+
+
 @pytest.mark.parametrize(
     ("model", "pretraining", "fine_tuning"),
     [

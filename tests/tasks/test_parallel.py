@@ -25,7 +25,7 @@ STRATEGIES = {"one": lambda: "auto", "ddp": lambda: "ddp", "fsdp": FullyShardedS
 MODELS = {
     "clip": partial(Clip, embed_dim=8),
     "blip": partial(Blip, embed_dim=8, queue_size=64, momentum=0.9),
-    "vqvlm": partial(Captioner, quantizer={"codebook_size": 16, "after": 13}),  # at the last step
+    "vqvlm": partial(Captioner, quantizer={"codebook_size": 16, "after": 8}),
 }
 
 

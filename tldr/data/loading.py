@@ -25,7 +25,7 @@ from tldr.data.images import ImageError, ImageStore
 from tldr.data.order import Drawn, OrderedLoader, ShuffledBatches
 from tldr.pairs import Pairs
 
-AUGMENTATIONS = ("none", "crop", "randaugment")
+AUGMENTATIONS = ("none", "crop", "randaugment", "finetune")
 SECOND = "image_2"  # the column that names a second picture of the pair
 
 
@@ -69,14 +69,16 @@ class RandAugment(v2.RandAugment):
 
 def transform(image_size: int, augment: str = "none") -> v2.Transform:
     """PIL RGB -> (3, H, W) uint8. ``none``: resize (evaluation); ``crop``: random resized crop of 0.2-1 of the area and
-    flip; ``randaugment``: that, then `RandAugment` (BLIP's pre-training)."""
+    flip; ``randaugment``: that, then `RandAugment` (BLIP's pre-training); ``finetune``: likewise of 0.5-1 of the area
+    (its fine-tuning)."""
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment={augment!r}; choose from {', '.join(AUGMENTATIONS)}")
     bicubic = InterpolationMode.BICUBIC
     steps: list[torch.nn.Module] = [v2.Resize((image_size, image_size), bicubic)]
     if augment != "none":
-        steps = [v2.RandomResizedCrop(image_size, (0.2, 1.0), interpolation=bicubic), v2.RandomHorizontalFlip()]
-    if augment == "randaugment":
+        area = (0.5 if augment == "finetune" else 0.2, 1.0)
+        steps = [v2.RandomResizedCrop(image_size, area, interpolation=bicubic), v2.RandomHorizontalFlip()]
+    if augment in ("randaugment", "finetune"):
         steps.append(RandAugment(2, 5))
     return v2.Compose([*steps, v2.PILToTensor()])
 

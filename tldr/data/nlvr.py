@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tldr.data.base import Bad, Reader, Row, existing_folder, json_lines, parsed_lines, raw
+from tldr.data.truth import truth
 
 PERMUTATIONS = 6
-LABELS = {"true": True, "false": False}
 
 
 class Nlvr(Reader):
@@ -59,7 +59,7 @@ class Nlvr(Reader):
             record = record if isinstance(record, dict) else {}
             sentence, identifier = record.get("sentence"), record.get("identifier")
             said = raw(sentence) if isinstance(sentence, str) else b""
-            label = LABELS.get(str(record.get("label", "")).lower())
+            label = truth(record.get("label"))
             if not isinstance(identifier, str):
                 yield Bad("", said, "read", f"no identifier: {where}")
                 continue

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, json_lines, raw
-
-LABELS = {"true": True, "false": False}
+from tldr.data.truth import truth
 
 
 class Nlvr2(Reader):
@@ -51,7 +50,7 @@ class Nlvr2(Reader):
                 continue
             directory = record.get("directory") if self.directories else None
             stem = f"{'' if directory is None else f'{directory}/'}{'-'.join(parts[:-1])}"
-            label = LABELS.get(str(record.get("label", "")).lower())
+            label = truth(record.get("label"))
             if not isinstance(sentence, str):
                 yield Bad(f"{stem}-img0.png", b"", "caption", f"no caption: {where}", identifier)
             elif label is None and "label" in record:

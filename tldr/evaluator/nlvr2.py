@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tldr.data.loading import SECOND, PairsDataset, ordered_loader
+from tldr.data.truth import truths
 from tldr.evaluator.base import Evaluator, Seeing, evaluating, on_device
 from tldr.pairs import Pairs
 
@@ -58,7 +59,7 @@ class Nlvr2(Evaluator):
                 odds.append(judge.judge(on_device(cast(Mapping[str, Any], batch), judge.device)).float().cpu())
                 bar.update(len(batch["captions"]))
         scores = torch.cat(odds).numpy()
-        right = ((scores > 0) == pairs.column("label").astype(bool)) & ~np.isnan(scores)
+        right = ((scores > 0) == np.array(truths(pairs.column("label").tolist(), "label"))) & ~np.isnan(scores)
         self.details = self._records(pairs, scores, right)
         numbers: dict[str, float] = {"nlvr2/accuracy": 100 * float(right.mean())}
         if _GROUP in pairs.table.column_names:

@@ -37,6 +37,7 @@ class Model(L.LightningModule, ABC):
     head_names: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of parameters that ``head_lr_scale`` is for
     compiled: ClassVar[tuple[type[nn.Module], ...]] = (ImageEncoder, TextTransformer)  # networks worth compiling
     image_size: int
+    indivisible: str = ""  # what of it runs its layers more often for one batch than for another, and so not by FSDP
 
     def __init__(self, *, optimizer: Mapping[str, Any]) -> None:
         super().__init__()
@@ -56,8 +57,11 @@ class Model(L.LightningModule, ABC):
         """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
 
     def configure_model(self) -> None:
-        """Divide the weights among processes, where the trainer's strategy asks for that."""
+        """Divide the weights among processes, where the trainer's strategy asks for that. Raises ValueError where the
+        number of times that layers are run depends on the batch: processes would wait for each other for ever."""
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            if self.indivisible:
+                raise ValueError(f"{self.indivisible} cannot have its weights divided (trainer=fsdp): trainer=ddp")
             shard(self, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -159,11 +163,14 @@ class Taught(Protocol):
 
 def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, Any]) -> Model:
     """The model of a checkpoint of ours, or the one that `describe` told of, which then begins at random. ``image`` has
-    changes of its image encoder's arguments; for pictures of another size its positions are interpolated. A
-    teacher is forgotten."""
+    changes of its image encoder's arguments, None for none; for pictures of another size its positions are
+    interpolated. A teacher is forgotten."""
     trained = None if isinstance(backbone, Mapping) else load_model(backbone)
+    image = {name: value for name, value in image.items() if value is not None}
     description = describe(trained) if trained is not None else dict(cast(Mapping[str, Any], backbone))
     arguments = dict(description.get("arguments") or {})
+    if not isinstance(arguments.get("image"), Mapping) and image:
+        raise ValueError(f"backbone: a {_short(description)} has no image encoder of its own to change (image)")
     if image:
         model = build({**description, "arguments": {**arguments, "image": {**arguments["image"], **image}}})
         if trained is not None:
@@ -173,6 +180,10 @@ def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, 
     if isinstance(model, Taught):
         model.keep_student()
     return model
+
+
+def _short(description: Mapping[str, Any]) -> str:
+    return str(description.get("class")).rpartition(".")[2]
 
 
 def _name_of(model: Model) -> str:

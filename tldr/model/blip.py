@@ -112,9 +112,9 @@ class Blip(Model):
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Move the teacher, and keep the temperature in its bounds: before the step, in which weights that are divided
-        among processes are gathered copies."""
-        if self._contrasts:
+        """Move the teacher, once for each step of the student, and keep the temperature in its bounds: not in the step,
+        in which weights that are divided among processes are gathered copies."""
+        if self._contrasts and batch_idx % getattr(self._trainer, "accumulate_grad_batches", 1) == 0:
             follow(self.teacher, self.encoders, self.momentum)
             self.temperature.clamp_(*TEMPERATURES)
 

@@ -94,13 +94,15 @@ class Captioner(Model):
             self.keywords = keywords(captions, self.quantizer.codebook_size)
 
     def on_train_start(self) -> None:
-        """Refuse a run that ends before the codebook begins: every code would be 0."""
+        """Refuse a run that ends before the codebook begins: every code would be 0. All processes have one."""
         steps = int(self.trainer.estimated_stepping_batches)
         if self.quantizer is not None and not self.quantizer.active and steps <= self.quantizer.after:
             raise ValueError(
                 f"the codebook joins after {self.quantizer.after} steps, but training ends after {steps}: "
                 "lower model.quantizer.after, or train longer"
             )
+        if self.quantizer is not None:
+            self.quantizer.share()
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(B, 3, H, W) -> the tokens (B, L, D) that the decoder reads, their codes (B, L) or None, commitment loss."""

@@ -73,7 +73,7 @@ class Clip(Model):
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E) unit vectors."""
         encoder = self.image_encoder
-        return F.normalize(self.image_projection(encoder.pool(encoder(images))), dim=-1)
+        return F.normalize(self.image_projection(encoder.pool(encoder(images))).float(), dim=-1)
 
     def embed_texts(self, captions: Sequence[str]) -> Tensor:
         """B captions -> (B, E) unit vectors."""
@@ -87,7 +87,7 @@ class Clip(Model):
                 return hidden[torch.arange(len(rows), device=rows.device), lengths[rows] - 1]
             return (hidden * real[..., None]).sum(1) / lengths[rows, None]
 
-        return F.normalize(self.text_projection(by_length(lengths, pool)), dim=-1)
+        return F.normalize(self.text_projection(by_length(lengths, pool)).float(), dim=-1)
 
     def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
         """(B, 3, H, W) and B captions -> (B, 3 E): both embeddings and their product, for heads, of entries about 1 (a
@@ -96,14 +96,26 @@ class Clip(Model):
         image, text = wide * self.embed_images(images), wide * self.embed_texts(captions)
         return torch.cat([image, text, image * text], 1)
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep InfoNCE's scale in its bounds."""
+        self._clip()
+
+    def on_train_end(self) -> None:
+        """Keep it there after the last step, too."""
+        self._clip()
+
+    @torch.no_grad()
+    def _clip(self) -> None:
+        if self.bias is None:  # CLIP's; of the weight, not in the loss, where it would have no gradient to return by
+            self.log_scale.clamp_(max=math.log(100))
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``itc`` over the pairs of all processes, gathered with gradient."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
         rank = dist.get_rank() if dist.is_initialized() else 0
         if self.bias is not None:
             return {"itc": sigmoid_loss(image, _gather(text), self.log_scale.exp(), self.bias, rank)}
-        scale = self.log_scale.clamp(max=math.log(100)).exp()  # CLIP clips the scale at 100
-        return {"itc": info_nce(image, text, scale, _gather(image), _gather(text), rank)}
+        return {"itc": info_nce(image, text, self.log_scale.exp(), _gather(image), _gather(text), rank)}
 
     @torch.inference_mode()
     def signals(self, batch: Batch) -> dict[str, Tensor]:

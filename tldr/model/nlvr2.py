@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tldr.data.loading import Batch
+from tldr.data.truth import truths
 from tldr.model.base import Joint, Model, describe, open_backbone
 from tldr.nn.freeze import freeze_unreached
 
@@ -105,7 +106,7 @@ class Nlvr2(Model):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``nlvr2``: cross-entropy with the column ``label``."""
-        labels = torch.tensor([bool(label) for label in batch["columns"]["label"]], device=self.device)
+        labels = torch.tensor(truths(batch["columns"]["label"], "label"), device=self.device)
         return {"nlvr2": F.cross_entropy(self.scores(batch), labels.long())}
 
 

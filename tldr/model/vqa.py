@@ -97,6 +97,7 @@ class Vqa(Model):
                 "answers": None if answers is None else list(answers), "top_k": top_k, "shared_decoder": shared_decoder,
             }
         )  # fmt: skip
+        self.indivisible = "model.mode=rank" if mode == "rank" else ""  # `answer_nll` runs once for each length
         self.backbone, self.mode, self.num_answers, self.top_k = model, mode, num_answers, top_k
         self.image_size = model.image_size
         self.answers: list[str] = []

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import sample_vectors_distributed
 
 from tldr.cluster import KMeans
 
@@ -70,6 +71,14 @@ class Quantizer(nn.Module):
         """(K, D) code vectors."""
         return self.vq.codebook
 
+    def share(self) -> None:
+        """From now on all processes have one codebook, which follows the tokens of all. It is built before they know of
+        each other, and has to be told."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            book: Any = self.vq._codebook
+            book.use_ddp, book.all_reduce_fn = True, torch.distributed.all_reduce
+            book.replace_sample_fn = sample_vectors_distributed
+
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, L, D) -> quantised (B, L, D), codes (B, L), commitment loss. Before it is active, tokens pass
         unchanged."""
@@ -90,7 +99,8 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def initialise(self, keywords: Tensor | None = None) -> None:
         """Set the codes from the tokens that were observed and, for ``init=keywords``, (M, D) text embeddings."""
-        seen, fair = torch.cat(self.transient), len(self.transient[-1]) / self.codebook_size
+        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        seen, fair = torch.cat(self.transient), world * len(self.transient[-1]) / self.codebook_size
         self.transient = []
         if self.init == "keywords":
             if keywords is None or len(keywords) == 0:

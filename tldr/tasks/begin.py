@@ -51,6 +51,12 @@ class Beginning:
             self.changes = _merged(self.changes, {"image": {"image_size": image_size}})
         for key, value in self.changes.items():
             configured = given.get(key)
+            if value is None and configured is not None:
+                names = " and ".join(source for source, _ in self.sources)
+                raise ValueError(
+                    f"init_from: {names} has no {key}, and model.{key} asks for one: model.{key}=null, or begin from a "
+                    "model that has one"
+                )
             if isinstance(value, Mapping) and isinstance(configured, Mapping):
                 # A source's tower replaces the configured one; image_size alone only changes it.
                 base = configured if key not in fixed else {k: v for k, v in configured.items() if k == "max_length"}

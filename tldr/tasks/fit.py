@@ -180,7 +180,7 @@ def fit(
     if run.is_global_zero:
         (folder / LAST).unlink(missing_ok=True)
     if stage is not None:
-        stage.images = max_steps * batch_size * run.accumulate_grad_batches
+        stage.images = max_steps * batch_size * run.accumulate_grad_batches * run.world_size
         stage.flops = stage.images * counter.meter.per_row
     if isinstance(module, FSDPModule):  # each process has a part of it
         run.strategy.barrier()  # until the first has written
