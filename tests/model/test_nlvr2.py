@@ -10,6 +10,7 @@ from tests.model.conftest import backbone, save, train
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import describe, load_model
 from tldr.model.blip import Blip
+from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
 from tldr.model.nlvr2 import Nlvr2
 from tldr.model.vilt import Vilt
@@ -179,3 +180,17 @@ def test_errors_name_the_key(tmp_path, monkeypatch):
             build(**options)
     with pytest.raises(ValueError, match=r"no second picture .* model\.pictures=1"):
         build().losses(make_batch(pictures=1))
+
+
+def test_a_codebook_in_the_backbone_is_that_of_all_processes(tmp_path):
+    model = build(backbone=describe(backbone("captioner", TOKENIZER, quantizer={"codebook_size": 8, "after": 99})))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model.configure_model()
+        assert isinstance(model.backbone, Captioner)
+        assert model.backbone.quantizer is not None
+        book = model.backbone.quantizer.vq._codebook
+        assert book.use_ddp
+        assert book.all_reduce_fn is torch.distributed.all_reduce
+    finally:
+        torch.distributed.destroy_process_group()

@@ -84,7 +84,7 @@ def export(module: nn.Module, folder: Path) -> None:
         vision_config=vision,
         text_config=blip.decoder_settings(text, captioner.tokenizer),
         prompt=captioner.prompt,
-        prompt_length=captioner.prompt_length - 1,  # [DEC] is no word of it
+        prompt_ids=captioner._tokenize([""])[0][0, 1:-1].tolist(),  # between [DEC] and the end
         auto_map={
             "AutoConfig": f"{CODE.stem}.{CaptionerConfig.__name__}",
             "AutoModelForImageTextToText": f"{CODE.stem}.{CaptionerForConditionalGeneration.__name__}",

@@ -4,7 +4,7 @@
     model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
     model.generate(pixel_values)                       # captions
     model.codes(pixel_values)                          # (B, L), of a VQ-VLM
-    model.alignment(pixel_values, **tokenizer(texts, padding=True, return_tensors="pt"))  # (B,) nats
+    model.alignment(pixel_values, **tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
 
 It is BLIP's, but the decoder reads the patches alone, without the class token, and each replaced by its nearest code
 where there is a codebook (TL;DR, Wang et al. 2023, section 3.1, arXiv 2305.20087); and it knows what no picture is.
@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 class CaptionerConfig(BlipConfig):
     """BLIP's, where ``vision_config`` has a ``codebook_size`` (0: no codebook), and ``prompt``: what every text begins
-    with, which is ``prompt_length`` tokens that are read, not written."""
+    with, the tokens ``prompt_ids``, which are read, not written."""
 
     model_type = "tldr_captioner"
 
@@ -75,6 +75,21 @@ class CaptionerForConditionalGeneration(BlipForConditionalGeneration):
         self.null_image = nn.Parameter(torch.zeros(1, 1, config.vision_config.hidden_size))
         self.post_init()
 
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of ``config.prompt``."""
+        return getattr(self.config, "prompt_ids", [])
+
+    @torch.no_grad()
+    def generate(self, pixel_values: Tensor, input_ids: Any = None, *given: Any, **options: Any) -> Any:
+        """(B, 3, H, W) -> tokens (B, T) of captions, which begin with ``config.prompt`` unless ``input_ids`` is given;
+        ``options`` are those of transformers' generation."""
+        if input_ids is None:
+            text: Any = self.config.text_config
+            begin = [text.bos_token_id, *self.prompt_ids, text.sep_token_id]
+            input_ids = torch.tensor([begin], device=pixel_values.device).repeat(len(pixel_values), 1)
+        return super().generate(pixel_values, input_ids, *given, **options)
+
     @torch.no_grad()
     def codes(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, L) the code of each patch. Raises ValueError where there is no codebook."""
@@ -95,7 +110,7 @@ class CaptionerForConditionalGeneration(BlipForConditionalGeneration):
         text_config: Any = self.config.text_config
         tokens[:, 0] = text_config.bos_token_id
         words = mask[:, 1:].bool().clone()
-        words[:, : getattr(self.config, "prompt_length", 0)] = False
+        words[:, : len(self.prompt_ids)] = False
 
         def likelihood(seen: Tensor) -> Tensor:
             out: Any = self.text_decoder(tokens, attention_mask=mask, encoder_hidden_states=seen)

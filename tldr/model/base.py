@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from tldr.data.loading import Batch
 from tldr.nn.optimizer import adamw
+from tldr.nn.quantizer import Quantizer
 from tldr.nn.resize import resized
 from tldr.nn.shard import shard
 from tldr.nn.text import TextTransformer
@@ -57,8 +58,12 @@ class Model(L.LightningModule, ABC):
         """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
 
     def configure_model(self) -> None:
-        """Divide the weights among processes, where the trainer's strategy asks for that. Raises ValueError where the
+        """What wants to know of all processes: a codebook becomes theirs together, and the weights are divided among
+        them where the trainer's strategy asks for that. Raises ValueError where the
         number of times that layers are run depends on the batch: processes would wait for each other for ever."""
+        for part in self.modules():
+            if isinstance(part, Quantizer):
+                part.share()
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
             if self.indivisible:
                 raise ValueError(f"{self.indivisible} cannot have its weights divided (trainer=fsdp): trainer=ddp")

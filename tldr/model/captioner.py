@@ -94,15 +94,13 @@ class Captioner(Model):
             self.keywords = keywords(captions, self.quantizer.codebook_size)
 
     def on_train_start(self) -> None:
-        """Refuse a run that ends before the codebook begins: every code would be 0. All processes have one."""
+        """Refuse a run that ends before the codebook begins: every code would be 0."""
         steps = int(self.trainer.estimated_stepping_batches)
         if self.quantizer is not None and not self.quantizer.active and steps <= self.quantizer.after:
             raise ValueError(
                 f"the codebook joins after {self.quantizer.after} steps, but training ends after {steps}: "
                 "lower model.quantizer.after, or train longer"
             )
-        if self.quantizer is not None:
-            self.quantizer.share()
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """(B, 3, H, W) -> the tokens (B, L, D) that the decoder reads, their codes (B, L) or None, commitment loss."""
@@ -173,8 +171,11 @@ class Captioner(Model):
         null = self.null.expand(len(nll), 1, -1)  # one token says what many like it would
         prior = self._nll(tokens, mask, null, label_smoothing=self.label_smoothing)
         trust = torch.sigmoid(prior - nll + torch.logit(1 - noise))
-        if not blind.all():
-            noise.lerp_(1 - trust[~blind].mean(), NOISE_RATE_STEP).clamp_(0.01, 0.99)
+        found = torch.stack([(1 - trust)[~blind].sum(), (~blind).sum()])  # of all processes, which are to agree
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(found)
+        if found[1]:
+            noise.lerp_(found[0] / found[1], NOISE_RATE_STEP).clamp_(0.01, 0.99)
         if self.global_step % LOG_EVERY == 0:
             self.log("train/noise_rate", noise)
         return torch.where(blind, torch.ones_like(trust), trust)

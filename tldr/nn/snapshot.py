@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tldr.nn.shard import whole
+
 _GRADIENTS = 1 << 25  # numbers of gradients of single samples that are held at once
 
 
@@ -30,7 +32,7 @@ class Snapshot(nn.Module):
     def take(self, network: nn.Module) -> None:
         """Remember what ``network`` has now."""
         for key, name in {**self.weights, **self.others}.items():
-            self.get_buffer(key).copy_(_named(network, name))
+            self.get_buffer(key).copy_(whole(_named(network, name)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Weights and buffers by their names in the network."""

@@ -174,7 +174,10 @@ def fit(
         module.compile_networks()
     if last is None and run.is_global_zero:
         (folder / LAST).unlink(missing_ok=True)  # of an earlier run, which this one replaces
-    run.fit(module, data, ckpt_path=last, weights_only=True)
+    with warnings.catch_warnings():
+        # Of a model that is configured once more for the average: ours changes only where weights are divided.
+        warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
+        run.fit(module, data, ckpt_path=last, weights_only=True)
     file = folder / "model.ckpt"
     save_whole(run, file, weights_only=True)
     if run.is_global_zero:
