@@ -41,6 +41,11 @@ def spread(module: nn.Module, std: float = 0.5) -> Any:
     return module.eval()
 
 
+def same_weights(a: nn.Module, b: nn.Module) -> None:
+    for (name, tensor), other in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
 def save_bert_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """BERT's, without BLIP's two tokens."""
     hub = HubTokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))

@@ -11,7 +11,7 @@ from transformers import (
     BlipModel,
 )
 
-from tests.hub.conftest import SIZES, TEXTS, VISION, WORDS, save_bert_tokenizer, spread
+from tests.hub.conftest import SIZES, TEXTS, VISION, WORDS, same_weights, save_bert_tokenizer, spread
 from tldr.hub.checkpoint import export, initialise, read
 from tldr.model.blip import Blip
 from tldr.nn.generate import generate
@@ -49,11 +49,6 @@ def tokens_of(folder, start=None):
     if start is not None:
         batch["input_ids"][:, 0] = start
     return batch
-
-
-def same_weights(a, b):
-    for (name, tensor), other in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
-        assert torch.equal(tensor, other), name
 
 
 @torch.no_grad()

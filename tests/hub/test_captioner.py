@@ -1,13 +1,14 @@
 """Captioners and VQ-VLMs as folders of Hugging Face's, opened as a stranger does: by the code that lies in them."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, dynamic_module_utils
 
-from tests.hub.conftest import TEXTS, VISION, save_bert_tokenizer, spread
+from tests.hub.conftest import TEXTS, VISION, same_weights, save_bert_tokenizer, spread
 from tldr.data.tokenizer import Tokenizer
 from tldr.hub.checkpoint import export, initialise, read
 from tldr.model.captioner import Captioner
@@ -83,11 +84,6 @@ def test_it_says_there_what_it_says_here(tmp_path, images, monkeypatch, codes, p
     assert len(set(found)) > 3
 
 
-def same(a, b):
-    for (name, tensor), other in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
-        torch.testing.assert_close(tensor, other, msg=name)
-
-
 @pytest.mark.parametrize("codes", [0, 7])
 def test_it_comes_back(tmp_path, images, codes):
     ours = build(tmp_path, codes=codes)
@@ -95,10 +91,10 @@ def test_it_comes_back(tmp_path, images, codes):
     assert weights.arguments["quantizer"] == ({"codebook_size": 7} if codes else None)
     again = Captioner(tokenizer=str(weights.tokenizer), optimizer={}, **weights.arguments)
     assert initialise(again, weights) == []
-    same(ours, again)
+    same_weights(ours, again)
     clip = Clip(tokenizer=ours.tokenizer.json, image=IMAGE, text=TEXT, optimizer={}, embed_dim=8)
     initialise(clip, read(tmp_path / "out", "Clip"))
-    same(clip.image_encoder, ours.image_encoder)
+    same_weights(clip.image_encoder, ours.image_encoder)
 
 
 def test_missing_codes_are_an_error(tmp_path):
@@ -106,9 +102,8 @@ def test_missing_codes_are_an_error(tmp_path):
     weights = read(folder, "Captioner")
     state = {name: tensor for name, tensor in weights.state.items() if not name.startswith("quantizer.")}
     again = Captioner(tokenizer=str(weights.tokenizer), optimizer={}, **weights.arguments)
-    object.__setattr__(weights, "state", state)
     with pytest.raises(ValueError, match=r"missing: quantizer\.vq\._codebook\.embed"):
-        initialise(again, weights)
+        initialise(again, replace(weights, state=state))
 
 
 def test_a_codebook_that_has_not_begun_is_refused(tmp_path):

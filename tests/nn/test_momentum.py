@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from tldr.nn.momentum import Queue, follow, gather, momentum_copy
+from tldr.nn.momentum import Queue, follow, momentum_copy
+from tldr.nn.processes import gather
 
 
 def test_the_copy_is_a_moving_average_of_the_parameters():

@@ -35,7 +35,7 @@ class Dies(L.Callback):
             os._exit(9)
 
 
-def train(pairs: Pairs, folder: Path, *, model: str, strategy: str, then: str = "ends", **options) -> None:
+def train(pairs: Pairs, folder: Path, model: str, strategy: str, then: str = "ends", **options) -> None:
     whole = partial(
         MODELS[model],
         # Without BatchNorm, whose statistics are each process's own.
@@ -108,6 +108,4 @@ def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, model):
 
 
 if __name__ == "__main__":
-    train(
-        Pairs.open(sys.argv[1]), Path(sys.argv[2]), model=sys.argv[3], strategy=sys.argv[4], then="".join(sys.argv[5:])
-    )
+    train(Pairs.open(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])

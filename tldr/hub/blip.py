@@ -71,11 +71,7 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     ignore = UNUSED + (POOLED if kind == "BlipModel" else ())
 
     def parts(take: Callable[[naming.Names], naming.State]) -> naming.State:
-        found = naming.place(
-            model,
-            image=take(image) if model in naming.IMAGE else None,
-            text=take(text) if model in naming.TEXT else None,
-        )
+        found = naming.placed(model, take, image=image, text=text)
         here = take(heads)
         return found | here | {f"teacher.{name}": t for name, t in naming.under("encoders.", here).items()}
 

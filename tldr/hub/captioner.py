@@ -35,11 +35,8 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     vision, text_config = full["vision_config"], full["text_config"]
     image = vit.names("blip", vision["num_hidden_layers"], "vision_model.")
     text = blip.decoder_names(text_config["num_hidden_layers"])
-    parts: list[naming.State] = []
-    for take in (partial(naming.translate, state), naming.empty):
-        images = take(image) if model in naming.IMAGE else None
-        parts.append(naming.place(model, image=images, text=take(text) if model in naming.TEXT else None))
-    found, covers = parts[0], tuple(parts[1])
+    found = naming.placed(model, partial(naming.translate, state), image=image, text=text)
+    covers = tuple(naming.placed(model, naming.empty, image=image, text=text))
     arguments: dict[str, Any] = {
         "image": naming.image_arguments(vision, **normalisation(folder)),
         "text": naming.text_arguments(text_config, **({"depth": 0} if model == "Vilt" else {})),
@@ -47,7 +44,7 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     if model == "Captioner":
         size = vision.get("codebook_size", 0)
         arguments["quantizer"] = {"codebook_size": size} if size else None
-        found |= ({"null": state[NULL]} if NULL in state else {}) | _codebook(state)
+        found |= naming.translate(state, {"null": NULL}) | _codebook(state)
         covers += ("null", *(("quantizer.",) if size else ()))
     unknown = naming.unknown(state, image, text, ignore=(*blip.UNUSED, NULL, CODEBOOK))
     tokenizer = tokenizer_of(folder)

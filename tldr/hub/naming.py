@@ -8,7 +8,7 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -96,6 +96,11 @@ def place(
         teacher = {f"teacher.{name}": tensor for name, tensor in under("encoders.", found).items()}
         found |= teacher
     return found
+
+
+def placed(model: str, take: Callable[[Names], State], *, image: Names, text: Names) -> State:
+    """What ``take`` finds for the names of both parts, `place`d: those parts that ``model`` has."""
+    return place(model, image=take(image) if model in IMAGE else None, text=take(text) if model in TEXT else None)
 
 
 def _where(places: Mapping[str, str], model: str, part: str) -> str:

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from tldr.data.loading import Batch
 from tldr.nn.optimizer import adamw
-from tldr.nn.quantizer import Quantizer
 from tldr.nn.resize import resized
 from tldr.nn.shard import shard
 from tldr.nn.text import TextTransformer
@@ -58,12 +57,12 @@ class Model(L.LightningModule, ABC):
         """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
 
     def configure_model(self) -> None:
-        """What wants to know of all processes: a codebook becomes theirs together, and the weights are divided among
-        them where the trainer's strategy asks for that. Raises ValueError where the
-        number of times that layers are run depends on the batch: processes would wait for each other for ever."""
+        """What has to know of all processes: parts that ``share`` (a codebook) become theirs together, and the weights
+        are divided among them where the trainer's strategy asks for that. Raises ValueError where the number of times
+        that layers are run depends on the batch: processes would wait for each other for ever."""
         for part in self.modules():
-            if isinstance(part, Quantizer):
-                part.share()
+            if share := getattr(part, "share", None):
+                share()
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
             if self.indivisible:
                 raise ValueError(f"{self.indivisible} cannot have its weights divided (trainer=fsdp): trainer=ddp")
@@ -175,7 +174,8 @@ def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, 
     description = describe(trained) if trained is not None else dict(cast(Mapping[str, Any], backbone))
     arguments = dict(description.get("arguments") or {})
     if not isinstance(arguments.get("image"), Mapping) and image:
-        raise ValueError(f"backbone: a {_short(description)} has no image encoder of its own to change (image)")
+        name = str(description.get("class")).rpartition(".")[2]
+        raise ValueError(f"backbone: a {name} has no image encoder of its own to change (image)")
     if image:
         model = build({**description, "arguments": {**arguments, "image": {**arguments["image"], **image}}})
         if trained is not None:
@@ -185,10 +185,6 @@ def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, 
     if isinstance(model, Taught):
         model.keep_student()
     return model
-
-
-def _short(description: Mapping[str, Any]) -> str:
-    return str(description.get("class")).rpartition(".")[2]
 
 
 def _name_of(model: Model) -> str:

@@ -31,8 +31,9 @@ from tldr.nn.encoders import Encoders, scale_weights
 from tldr.nn.freeze import freeze_unreached, trial_losses
 from tldr.nn.generate import generate
 from tldr.nn.losses import distilled_targets, lm_loss, similarity, soft_cross_entropy
-from tldr.nn.momentum import Queue, follow, gather, momentum_copy
+from tldr.nn.momentum import Queue, follow, momentum_copy
 from tldr.nn.negatives import Candidates, matching_batch
+from tldr.nn.processes import gather
 from tldr.nn.shard import whole
 from tldr.nn.text import BERT_STD, TextTransformer
 from tldr.nn.twin import see_two

@@ -36,6 +36,7 @@ from tldr.model.base import Model
 from tldr.nn.encoders import scale_weights
 from tldr.nn.generate import generate
 from tldr.nn.losses import token_nll
+from tldr.nn.processes import gather
 from tldr.nn.quantizer import Quantizer
 from tldr.nn.text import BERT_STD, TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
@@ -171,11 +172,10 @@ class Captioner(Model):
         null = self.null.expand(len(nll), 1, -1)  # one token says what many like it would
         prior = self._nll(tokens, mask, null, label_smoothing=self.label_smoothing)
         trust = torch.sigmoid(prior - nll + torch.logit(1 - noise))
-        found = torch.stack([(1 - trust)[~blind].sum(), (~blind).sum()])  # of all processes, which are to agree
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(found)
-        if found[1]:
-            noise.lerp_(found[0] / found[1], NOISE_RATE_STEP).clamp_(0.01, 0.99)
+        doubted = torch.stack([(1 - trust)[~blind].sum(), (~blind).sum()])
+        doubt, count = gather(doubted[None]).sum(0)  # of all processes, which are to agree
+        if count:
+            noise.lerp_(doubt / count, NOISE_RATE_STEP).clamp_(0.01, 0.99)
         if self.global_step % LOG_EVERY == 0:
             self.log("train/noise_rate", noise)
         return torch.where(blind, torch.ones_like(trust), trust)

@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -29,6 +28,7 @@ from torch.func import functional_call
 from tldr.data.loading import Batch
 from tldr.model.base import Model
 from tldr.nn.convnet import ConvNet, moved
+from tldr.nn.processes import gather
 from tldr.nn.snapshot import Snapshot, gradient_norms
 from tldr.nn.vision import ImageEncoder
 
@@ -178,8 +178,8 @@ class Classifier(Model):
     def _count(self, batch: Batch, now: Tensor) -> None:
         """``now`` (B, M): is it right?"""
         rows, names = batch["rows"].to(now.device), _hashes(batch).to(now.device)
-        if dist.is_initialized():  # every process counts all of the batch: the next one may show it to another
-            rows, names, now = (_gathered(each.contiguous()) for each in (rows, names, now))
+        # Every process counts all of the batch: the next one may show it to another.
+        rows, names, now = (gather(each) for each in (rows, names, now))
         if len(self.presented) == 0:
             return
         self.trained_on[rows] = names
@@ -255,9 +255,3 @@ def _hashes(batch: Batch) -> Tensor:
     """(B,) 63 bits of each uid; 0 is nobody's."""
     digests = [hashlib.blake2b(uid.encode(), digest_size=8).digest() for uid in batch["columns"]["uid"]]
     return torch.tensor([max(1, int.from_bytes(each) >> 1) for each in digests])
-
-
-def _gathered(x: Tensor) -> Tensor:
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x)
-    return torch.cat(parts)

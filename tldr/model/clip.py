@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model
 from tldr.nn.losses import info_nce, sigmoid_loss
+from tldr.nn.processes import connected, gather_with_gradient
 from tldr.nn.text import TextTransformer, by_length
 from tldr.nn.vision import ImageEncoder
 
@@ -112,10 +112,10 @@ class Clip(Model):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``itc`` over the pairs of all processes, gathered with gradient."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
-        rank = dist.get_rank() if dist.is_initialized() else 0
+        rank, texts = dist.get_rank() if connected() else 0, gather_with_gradient(text)
         if self.bias is not None:
-            return {"itc": sigmoid_loss(image, _gather(text), self.log_scale.exp(), self.bias, rank)}
-        return {"itc": info_nce(image, text, self.log_scale.exp(), _gather(image), _gather(text), rank)}
+            return {"itc": sigmoid_loss(image, texts, self.log_scale.exp(), self.bias, rank)}
+        return {"itc": info_nce(image, text, self.log_scale.exp(), gather_with_gradient(image), texts, rank)}
 
     @torch.inference_mode()
     def signals(self, batch: Batch) -> dict[str, Tensor]:
@@ -123,10 +123,3 @@ class Clip(Model):
         score."""
         image, text = self.embed_images(batch["images"]), self.embed_texts(batch["captions"])
         return {"embedding": image, "text_embedding": text, "alignment": (image * text).sum(1)}
-
-
-def _gather(x: Tensor) -> Tensor:
-    """(B, E) of this process -> (world * B, E) of all; the gradient finds its way back."""
-    if not dist.is_initialized():
-        return x
-    return all_gather_tensor_autograd(x.contiguous(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]

@@ -12,9 +12,9 @@ import copy
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+from tldr.nn.processes import gather
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,22 +32,6 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     )
     for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
         mine.copy_(theirs)
-
-
-def gather(x: Tensor) -> Tensor:
-    """(B, ...) of this process -> (world * B, ...) of all, in the order of their ranks. No gradient passes."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
-    return torch.cat(parts)
-
-
-def gather_with_gradient(x: Tensor) -> Tensor:
-    """As `gather`, but the gradient finds its way back to the process that ``x`` (B, ...) is of."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
-    return all_gather_tensor_autograd(x.contiguous(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]
 
 
 class Queue(nn.Module):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tldr.nn.losses import hard_negatives
-from tldr.nn.momentum import gather, gather_with_gradient
+from tldr.nn.processes import connected, gather, gather_with_gradient
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Candidates:
     def of_all(self, *, max_length: int, pad: int) -> Candidates:
         """Those of all processes, in the order of their ranks; gradients reach the image tokens of each. Texts of at
         most ``max_length`` tokens are padded to the longest anywhere."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not connected():
             return self
         space = max_length - self.tokens.shape[1]
         mask = gather(F.pad(self.mask, (0, space)))

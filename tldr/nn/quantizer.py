@@ -24,6 +24,7 @@ from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import sample_vectors_distributed
 
 from tldr.cluster import KMeans
+from tldr.nn.processes import connected
 
 INITS = ("keywords", "kmeans", "random")
 _COLLECT = 8  # batches of tokens that an initialisation learns from
@@ -74,7 +75,7 @@ class Quantizer(nn.Module):
     def share(self) -> None:
         """From now on all processes have one codebook, which follows the tokens of all. It is built before they know of
         each other, and has to be told."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if connected():
             book: Any = self.vq._codebook
             book.use_ddp, book.all_reduce_fn = True, torch.distributed.all_reduce
             book.replace_sample_fn = sample_vectors_distributed
@@ -99,7 +100,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def initialise(self, keywords: Tensor | None = None) -> None:
         """Set the codes from the tokens that were observed and, for ``init=keywords``, (M, D) text embeddings."""
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        world = torch.distributed.get_world_size() if connected() else 1
         seen, fair = torch.cat(self.transient), world * len(self.transient[-1]) / self.codebook_size
         self.transient = []
         if self.init == "keywords":
@@ -114,7 +115,7 @@ class Quantizer(nn.Module):
             codes = torch.from_numpy(centroids).to(seen.device)
         else:
             codes = _draw(seen, self.codebook_size)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if connected():
             torch.distributed.broadcast(codes := codes.contiguous(), 0)
         self.vq.codebook = codes
         # The moving average rebuilds codes from embed_avg / cluster_size: set both, or the first step undoes the init.

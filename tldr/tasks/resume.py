@@ -20,6 +20,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
 
+from tldr.nn.processes import connected
+
 LAST = "last.ckpt"
 # What a run may be asked for otherwise when it goes on: it moves no weight (the pairs are known by their hash).
 FREE = (
@@ -68,7 +70,7 @@ class RollingCheckpoint(Checkpoint):
         """The identity, and every process's random states."""
         state = random_state()
         states = [state]
-        if dist.is_available() and dist.is_initialized():
+        if connected():
             states = [None] * dist.get_world_size()
             dist.all_gather_object(states, state)
         return {"identity": json.dumps(self.identity, default=str), "random": states}
@@ -76,7 +78,7 @@ class RollingCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember this process's random states until the first batch."""
         states = state_dict["random"]
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        rank = dist.get_rank() if connected() else 0
         self._restored = states[min(rank, len(states) - 1)]
 
 

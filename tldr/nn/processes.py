@@ -1,0 +1,33 @@
+"""What processes that train together tell each other. Alone, a process hears only itself.
+
+Shapes: B rows of this process.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
+
+
+def connected() -> bool:
+    """Are there processes to talk to?"""
+    return dist.is_available() and dist.is_initialized()
+
+
+def gather(x: Tensor) -> Tensor:
+    """(B, ...) of this process -> (world * B, ...) of all, in the order of their ranks. No gradient passes."""
+    if not connected():
+        return x
+    x = x.detach().contiguous()
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.cat(parts)
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """As `gather`, but the gradient finds its way back to the process that ``x`` (B, ...) is of."""
+    if not connected():
+        return x
+    return all_gather_tensor_autograd(x.contiguous(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]
