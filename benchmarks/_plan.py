@@ -142,6 +142,12 @@ def pool_of(cfg: dict[str, Any], conf: Path) -> tuple[list[str], list[str]]:
     return [f"data={data}", *sizes, *more], [f"data={data}_eval", *sizes, *more]
 
 
+def options_of(folder: Path, name: str) -> dict[str, Any]:
+    """What the YAML of that name gives, unless it is overridden."""
+    found: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+    return {key: value for key, value in found.items() if key != "_target_"}
+
+
 def digest(*parts: Any) -> str:
     """Eight hex digits that stand for ``parts``."""
     return hashlib.blake2b(json.dumps(parts, default=str).encode(), digest_size=4).hexdigest()

@@ -5,8 +5,8 @@ noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and e
 `cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. ViLT begins from the CLIP of
 its row, as the published one from a trained ViT: from nothing it does not learn to look in such a time; and its
 retrieval is that of its own fine-tuning, a caption among those of 15 others. One tokenizer, learned from the words of
-captions, statements and questions, serves all, as a published one would. Every result is kept in --out: run again, only
-what is missing is computed. Prints one table, and writes it as Markdown and JSON.
+captions, statements and questions, serves all, as a published one would. Every result is kept in --out, by the
+settings: run again, only what is missing is computed. Prints one table, and writes it as Markdown and JSON.
 """
 
 from __future__ import annotations
@@ -63,12 +63,14 @@ def main() -> None:
     given = parser.parse_args()
 
     sizes = [f"data.size={given.size}", f"data.eval_images={given.eval_images}"]
+    setting = [given.size, given.eval_images, given.share, given.head_steps]
+    home = given.out / f"{'-'.join(f'{value:g}' for value in setting)}-s{given.seed}"
     rows = []
     for data in given.data:
-        chance = kept(given.out / data / "chance.json", lambda data=data: chances(data, sizes, given.seed))
+        chance = kept(home / data / "chance.json", lambda data=data: chances(data, sizes, given.seed))
         rows += [{"data": data, "model": "chance", **chance}]
         for model in given.models:
-            bench = Bench(data, model, sizes, given)
+            bench = Bench(data, model, sizes, given, home)
             rows.append({"data": data, "model": model, **kept(bench.home / "row.json", bench.row)})
     publish(given.out, rows, vars(given), table_of(rows))
 
@@ -76,18 +78,18 @@ def main() -> None:
 class Bench:
     """One model on one data set: its training, its heads, its numbers."""
 
-    def __init__(self, data: str, model: str, sizes: list[str], given: argparse.Namespace) -> None:
-        self.data, self.model, self.sizes, self.given = data, model, sizes, given
-        self.home: Path = given.out / data / model
+    def __init__(self, data: str, model: str, sizes: list[str], given: argparse.Namespace, place: Path) -> None:
+        self.data, self.model, self.sizes, self.given, self.place = data, model, sizes, given, place
+        self.home = place / data / model
         self.steps = max(2, round(STEPS[model] * given.share))
         self.always = [f"cache={given.out / 'cache'}", *sizes]
-        self.tokenizer = f"tokenizer={tokenizer_of(data, sizes, given.out / data / 'tokenizer')}"
+        self.tokenizer = f"tokenizer={tokenizer_of(data, sizes, place / data / 'tokenizer')}"
 
     def pretrain(self) -> float:
         """Without the planted noise; the seconds that it took, without those of the model that it begins from."""
         options = [f"batch_size={BATCH.get(self.model, 128)}", self.tokenizer]
         if self.model in BEGINS:
-            before = Bench(self.data, BEGINS[self.model], self.sizes, self.given)
+            before = Bench(self.data, BEGINS[self.model], self.sizes, self.given, self.place)
             before.pretrain()
             options.append(f"init_from={before.home}")
         return self.train(self.model, self.home, self.steps, *CLEAN, *options)

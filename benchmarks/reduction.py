@@ -24,7 +24,7 @@ import polars as pl
 import torch
 from _command import CONF, arguments, command
 from _controls import ROWS, TRUTH, LengthBins
-from _plan import NOTHING_REMOVED, Method, Run, digest, plan, pool_of
+from _plan import NOTHING_REMOVED, Method, Run, digest, options_of, plan, pool_of
 from _tables import COSTS, ROW_KEYS, figure, log_rows, report
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -66,9 +66,10 @@ class Bench:
         return [*self.pool, *own, *training, *self.cfg["overrides"]["select"], *method.overrides]
 
     def place(self, method: Method, compression: float, seed: int) -> Path:
-        """Where a selection lies."""
+        """Where a selection lies: by the method's options, also those that its YAML gives."""
         bins = self.cfg["length_bins"] if method.name == "tldr_length_bins" else None
-        name = digest(method.name, self.select_overrides(method, compression, seed), bins)
+        options = options_of(CONF / "selector", method.selector)
+        name = digest(method.name, self.select_overrides(method, compression, seed), options, bins)
         return self.out / "selections" / f"{method.name}-c{compression:g}-s{seed}-{name}"
 
     def selection(self, method: Method, compression: float, seed: int) -> Path:
@@ -124,7 +125,8 @@ class Bench:
         return [f"evaluator={self.cfg['evaluator']}", *self.evaluated, *self.cfg["overrides"]["evaluate"]]
 
     def file(self, run: Run) -> Path:
-        """Where a row is kept. Its name stands for all that decides it."""
+        """Where a row is kept. Its name stands for what decides it, but for the code and the recipes of scorers and
+        models: who changes one of those gives another ``out``, and no rows that are ``known``."""
         parts = [self.place(run.method, run.compression, run.seed).name, self.train_overrides(run)]
         key = digest(*parts, self.evaluate_overrides(), run.budget.steps, run.budget.epochs)
         return self.out / "rows" / f"{run}-{key}.json"
@@ -207,10 +209,12 @@ def known(files: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def left(pairs: Pairs) -> dict[str, float]:
-    """What of the planted noise is left. A wrong caption that a refiner has replaced counts no more."""
+    """What of the planted noise is left. A wrong caption that a refiner has replaced counts no more; one that it has
+    only added to, does."""
     found = planted(pairs, np.arange(len(pairs)))
     if "mismatched" in found and ORIGINAL in pairs.table.column_names:
-        kept = pairs.column("caption") == pairs.column(ORIGINAL)
+        texts = zip(pairs.captions.to_pylist(), pairs.column(ORIGINAL), strict=True)
+        kept = np.array([text.startswith(original.rstrip()) for text, original in texts])
         found["mismatched"] = float((pairs.column(MISMATCHED).astype(bool) & kept).mean())
     return found
 

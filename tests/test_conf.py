@@ -6,6 +6,7 @@
 import inspect
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
+from torch import nn
+
+from tldr.nn.optimizer import adamw
+from tldr.tasks.steps import plain_folder
+from tldr.tasks.train import folders
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -110,6 +116,13 @@ def documented_overrides() -> list[str]:
     return found
 
 
+def recipe_commands() -> list[tuple[str, list[str]]]:
+    """(script, overrides) of every command that the recipes tell."""
+    lines = [line for file in (CONF / "experiment").glob("*.yaml") for line in file.read_text("utf-8").splitlines()]
+    told = [re.fullmatch(r"#\s+python (\w+)\.py (.*)", line) for line in lines]
+    return [(found[1], found[2].split()) for found in told if found]
+
+
 # ---------------------------------------------------------------- the scripts' configs
 
 
@@ -144,10 +157,51 @@ def test_an_experiment_invents_no_key(option):
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("experiment/")])
+def test_an_experiments_rate_rises_first_and_has_no_cliff(option):
+    cfg = compose("train", overrides=[f"experiment={option.split('/')[1]}"])
+    given: Any = cfg.model.optimizer
+    made = adamw(nn.Linear(2, 2), total_steps=cfg.max_steps, **{**given, "head_lr_scale": 1})
+    factor = made["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    rates = [factor(step) for step in range(cfg.max_steps)]
+    top = rates.index(max(rates))
+    assert top < 0.11 * cfg.max_steps
+    assert all(after > 0.8 * before for before, after in pairwise(rates[top:-100]))
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.startswith("experiment/")])
 def test_an_experiment_leaves_the_trainer_to_the_user(option):
     name = option.split("/")[1]
     whole = compose("train", overrides=[f"experiment={name}", "trainer=fsdp"])
     assert whole.trainer.strategy == {"_target_": "tldr.nn.shard.FullyShardedStrategy"}
+
+
+def test_every_recipe_begins_from_what_another_leaves():
+    """The folders that the recipes' commands read, a subset or a checkpoint, are those that others of them write."""
+    read, written = {}, set()
+    for script, overrides in recipe_commands():
+        cfg = compose(script, overrides=overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        line = f"{script}.py {' '.join(overrides)}"
+        read |= dict.fromkeys(re.findall(r"=(outputs/\S+)", line), line)
+        if script == "select":
+            written.add(plain_folder(cfg.out))
+        elif script == "train":
+            written.add(str(folders(cfg.names, pairs=cfg.pairs, out=cfg.out, seed=cfg.seed)[1]))
+    assert {folder: line for folder, line in read.items() if folder not in written} == {}
+
+
+def test_the_readmes_scorer_for_photographs_trains_past_its_codebooks_beginning():
+    told = re.findall(r"`(model=vqvlm_base .*?)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert told
+    for words in told:
+        cfg = compose("select", overrides=words.split())
+        assert cfg.training.max_steps > cfg.model.quantizer.after
+
+
+def test_every_recipe_tells_its_command():
+    told = [override for script, overrides in recipe_commands() if script == "train" for override in overrides]
+    recipes = {option for option in OPTIONS if option.startswith("experiment/")}
+    assert {option.replace("/", "=") for option in recipes} <= set(told)
 
 
 @pytest.mark.parametrize("words", documented_overrides())

@@ -252,6 +252,42 @@ def test_with_column_leaves_the_original_alone(pairs):
     np.testing.assert_array_equal(changed.column("truth_mismatched"), pairs.table["truth_mismatched"].to_numpy())
 
 
+# ---------------------------------------------------------------- more than 2 GiB
+
+DEEP = {  # the columns that a source may bring, and what they become
+    "exif": (pa.string(), pa.large_string(), "x"),
+    "thumbnail": (pa.binary(), pa.large_binary(), b"x"),
+    "tags": (pa.list_(pa.string()), pa.large_list(pa.large_string()), ["x", None]),
+    "lists": (pa.list_(pa.list_(pa.binary())), pa.large_list(pa.large_list(pa.large_binary())), [[b"x"], []]),
+    "boxes": (pa.list_(pa.float32(), 2), pa.list_(pa.float32(), 2), [0.5, 1.5]),
+    "names": (pa.list_(pa.string(), 2), pa.list_(pa.large_string(), 2), ["x", "y"]),
+    "half": (pa.large_list(pa.string()), pa.large_list(pa.large_string()), ["x"]),
+    "place": (pa.struct({"at": pa.string()}), pa.struct({"at": pa.large_string()}), {"at": "x"}),
+    "score": (pa.float32(), pa.float32(), 0.5),
+    "nothing": (pa.null(), pa.null(), None),
+}
+
+
+def test_no_column_has_32_bit_offsets(pairs, tmp_path):
+    """Arrow joins the chunks of what it takes rows from: a column of `pa.string` would overflow at 2 GiB."""
+    extras = {name: pa.array([value, None] * (N // 2), narrow) for name, (narrow, _, value) in DEEP.items()}
+    table = rechunk(pa.table(COLUMNS | extras), 70)
+    deep = Pairs.build(table, root="/data", provenance={"reader": "test"})
+    assert {name: deep.table.schema.field(name).type for name in DEEP} == {
+        name: wide for name, (_, wide, _) in DEEP.items()
+    }
+    assert deep.hash == pairs.hash
+    order = np.argsort(COLUMNS["uid"])
+    for name, values in extras.items():
+        assert deep.table[name].to_pylist() == values.take(order).to_pylist()
+    opened = Pairs.open(deep.write(tmp_path))
+    assert opened.table.equals(deep.table)
+    assert (opened.hash, opened.provenance) == (deep.hash, deep.provenance)
+    assert Pairs.build(deep.table, root="/data").table.equals(deep.table)
+    changed = pairs.with_column("note", ["x"] * N).with_column("tags", extras["tags"])
+    assert [changed.table.schema.field(name).type for name in ("note", "tags")] == [pa.large_string(), DEEP["tags"][1]]
+
+
 # ---------------------------------------------------------------- errors say what to do
 
 
@@ -298,3 +334,13 @@ def test_access_says_what_is_wrong(pairs):
     for name in ("uid", "image"):
         with pytest.raises(ValueError, match=f"{name} is a pair's identity"):
             pairs.with_column(name, ["x"] * N)
+
+
+def test_answers_about_unread_pictures_are_filed_by_their_root():
+    columns = {"uid": ["a"], "image": ["1.png"], "caption": ["one"]}
+    here, there = (Pairs.build(columns, root=root) for root in ("here", "there"))
+    assert here.hash == there.hash
+    assert here.seen.startswith(here.hash)
+    assert here.seen != there.seen
+    read = [Pairs.build({**columns, "image_digest": ["ab"]}, root=root) for root in ("here", "there")]
+    assert read[0].seen == read[1].seen == read[0].hash

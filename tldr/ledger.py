@@ -25,14 +25,15 @@ COST = "cost.json"  # in the folder of a result that later runs may find: what i
 
 @dataclass
 class Stage:
-    """One stage: wall-clock ``seconds``, ``device_seconds`` (of accelerators), ``images`` decoded, ``flops``, and
-    whether its result was ``cached`` by an earlier run.
+    """One stage: wall-clock ``seconds``, the accelerators that it used (``devices``) and their ``device_seconds``,
+    ``images`` decoded, ``flops``, and whether its result was ``cached`` by an earlier run.
 
     ``made_seconds`` and ``made_flops`` are what the result took when it was made, now or by that earlier run; None
     where nobody wrote it down. ``found_seconds`` and ``found_flops`` are of parts that earlier runs had made."""
 
     name: str
     seconds: float = 0.0
+    devices: int = 0
     device_seconds: float = 0.0
     images: int = 0
     cached: bool = False
@@ -60,9 +61,8 @@ class Ledger:
             yield entry
         finally:
             entry.seconds = round(time.perf_counter() - start, 3)
-            if torch.cuda.is_available() and not entry.cached:
-                entry.device_seconds = entry.seconds * torch.cuda.device_count()
             if not entry.cached:
+                entry.device_seconds = entry.seconds * entry.devices
                 entry.made_seconds = entry.seconds + entry.found_seconds
                 entry.made_flops = entry.flops + entry.found_flops
         if home is not None:  # a stage that failed does not come here

@@ -52,6 +52,30 @@ def derive_uid(image: str, caption: str | bytes, repeat: int = 0) -> str:
     return digest.hexdigest()
 
 
+def widen(table: pa.Table) -> pa.Table:
+    """``table`` with 64-bit offsets in its texts, bytes and lists, also inside lists and structs: those of 40M pairs
+    pass 2 GiB, and Arrow joins the chunks of what it takes rows from."""
+    for at, column in enumerate(table.schema):
+        wide = _wide(column.type)
+        if wide != column.type:
+            table = table.set_column(at, column.with_type(wide), table.column(at).cast(wide))
+    return table
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind):
+        return pa.large_string()
+    if pa.types.is_binary(kind):
+        return pa.large_binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_wide(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_wide(kind.value_type)), kind.list_size)
+    if pa.types.is_struct(kind):
+        return pa.struct([part.with_type(_wide(part.type)) for part in kind])
+    return kind
+
+
 @dataclass(frozen=True)
 class Pairs:
     """A canonical set of image-text pairs.
@@ -77,9 +101,10 @@ class Pairs:
         if missing:
             raise ValueError(f"pairs need the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
         for name in (*REQUIRED, DIGEST, SECOND, SECOND_DIGEST):
-            if name in table.column_names:  # 64-bit offsets: the captions of 40M pairs pass 2 GiB
+            if name in table.column_names:
                 at = table.column_names.index(name)
                 table = table.set_column(at, name, table[name].cast(pa.large_string()))
+        table = widen(table)
         for name in REQUIRED:
             if table[name].null_count:
                 row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
@@ -142,6 +167,15 @@ class Pairs:
                 digest.update(pc.binary_length(part.cast(pa.large_binary())).to_numpy().astype("<i8").tobytes())
                 digest.update("".join(part.to_pylist()).encode())
         return digest.hexdigest()
+
+    @property
+    def seen(self) -> str:
+        """What models' answers are filed under: the hash and, where nobody has read the pictures' bytes, their root,
+        lest others of the same names be taken for them."""
+        if DIGEST in self.table.column_names:
+            return self.hash
+        root = hashlib.blake2b(self.root.encode("utf-8", "surrogateescape"), digest_size=4)
+        return f"{self.hash}-{root.hexdigest()}"
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -206,7 +240,9 @@ class Pairs:
         if name in ("uid", "image"):
             raise ValueError(f"{name} is a pair's identity and cannot be replaced")
         array = pa.array(values) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
-        array = array.cast(pa.large_string()) if name in ("caption", DIGEST, SECOND, SECOND_DIGEST) else array
+        array = array.cast(
+            pa.large_string() if name in ("caption", DIGEST, SECOND, SECOND_DIGEST) else _wide(array.type)
+        )
         names = self.table.column_names
         if name in names:
             return replace(self, table=self.table.set_column(names.index(name), name, array))

@@ -216,6 +216,15 @@ def test_length_bins_keep_their_shares(parts, tiny_pool, keep):
     )
 
 
+def test_a_wrong_caption_to_which_was_added_is_still_wrong(parts, tmp_path):
+    captions = ["a dog; a cat", "a cat", "a red ball", "a hat"]
+    columns = {
+        "uid": list("abcd"), "image": ["1.png", "2.png", "3.png", "4.png"], "caption": captions,
+        "caption_original": ["a dog", "a dog", "a red ball", "a hat"], "truth_mismatched": [True, True, True, False],
+    }  # fmt: skip
+    assert parts["reduction"].left(Pairs.build(columns, root=tmp_path))["mismatched"] == 0.5
+
+
 def rows_of(name: str, compression: float, scores: list[float], seconds: float | None) -> list[dict[str, Any]]:
     told = {
         "data": "shapes",

@@ -44,6 +44,14 @@ def test_conceptual_captions(tmp_path):
     ]
 
 
+def test_conceptual_captions_have_no_quoting(tmp_path):
+    """As ``conf/data/csv.yaml`` has it: with quotes, one at the beginning of a line takes the lines up to the next."""
+    (tmp_path / "a.tsv").write_text('"stray\thttp://host/1\nsecond\thttp://host/2\nit is so big"\thttp://host/3\n')
+    captions = [caption for _, caption in found(tmp_path / "a.tsv", quotes=False)]
+    assert captions == ['"stray', "second", 'it is so big"']
+    assert len(found(tmp_path / "a.tsv")) < 3
+
+
 def test_named_and_numbered_columns(tmp_path):
     rows = [("pic", "short", "long", "key"), ("a", "s", "l", "u1"), ("b", "t", "m", "u2")]
     file = write(tmp_path / "a.csv", rows)

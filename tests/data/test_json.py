@@ -147,6 +147,35 @@ def test_the_pool_does_not_depend_on_the_order(tmp_path, all_hostile):
     assert len(hashes) == 1
 
 
+def test_keys_are_found_by_their_usual_names(tmp_path):
+    url = "https://host/1.jpg"
+    file = write(
+        tmp_path / "ccs_filtered.json", [{"caption": "x", "url": url}, {"url": url}, {"caption": "y", "url": url}]
+    )
+    first, bad, last = rows(file)
+    assert first == Row(url, "x", None, {}, "ccs_filtered.json record 0")
+    assert isinstance(bad, Bad)
+    assert (last.image, last.caption) == (url, "y")
+    both = {"Text": "x", "url": url, "image": "a.jpg"}
+    assert rows(write(tmp_path / "a.json", [both]))[0] == Row("a.jpg", "x", None, {"url": url}, "a.json record 0")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"title": ["x", "y"], "path": "a.jpg", "uid": 1}) + "\nno json\n")
+    assert [(one.image, one.caption, one.uid) for one in rows(tmp_path / "a.jsonl") if isinstance(one, Row)] == [
+        ("a.jpg", "x", "1#0"),
+        ("a.jpg", "y", "1#1"),
+    ]
+
+
+def test_keys_that_cannot_be_guessed_are_asked_for(tmp_path):
+    file = write(tmp_path / "a.json", [{"pic": "a.jpg", "words": "x"}])
+    with pytest.raises(ValueError, match=r"columns pic, words is it\? Say so with data\.image_column="):
+        rows(file)
+    with pytest.raises(ValueError, match=r"columns pic, words is it\? Say so with data\.caption_column="):
+        rows(file, image_column="pic")
+    with pytest.raises(ValueError, match=r"data\.image_column=image: there is no such column among pic, words"):
+        rows(file, image_column="image", caption_column="words")
+    assert rows(file, image_column="pic", caption_column="words")[0] == Row("a.jpg", "x", None, {}, "a.json record 0")
+
+
 def test_other_keys_and_missing_files(tmp_path):
     file = write(tmp_path / "a.json", [{"file": "a.jpg", "text": "x"}])
     assert rows(file, image_column="file", caption_column="text")[0] == Row("a.jpg", "x", None, {}, "a.json record 0")

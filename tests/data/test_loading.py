@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from tldr.data.images import ImageStore
 from tldr.data.loading import AUGMENTATIONS, PairsData, PairsDataset, RandAugment, collate, ordered_loader, transform
@@ -41,6 +42,7 @@ def test_the_order_depends_on_the_seed_alone(tiny_pool):
     assert epochs(data(seed=3)) == first
     assert epochs(data(seed=3, num_workers=2)) == first
     assert epochs(data(seed=3, augment="randaugment")) == first
+    assert epochs(data(seed=3, augment="vilt")) == first
     assert epochs(data(seed=4)) != first
 
 
@@ -153,6 +155,41 @@ def test_randaugment_has_blips_ten_operations(photo, monkeypatch):
     assert drawn == set(blip)
 
 
+def test_randaugment_has_blips_magnitudes(photo, monkeypatch):
+    """Half of what is drawn is done, at level 5 of 10: half of 30 degrees, of a shear of 0.3, and of ten pixels."""
+    torch.manual_seed(0)
+    augment, drawn = RandAugment(2, 5), []
+    apply = augment._apply_image_or_video_transform
+
+    def watch(image, name, magnitude, **options):
+        drawn.append((name, round(magnitude, 6)))
+        return apply(image, name, magnitude, **options)
+
+    monkeypatch.setattr(augment, "_apply_image_or_video_transform", watch)
+    for _ in range(300):
+        augment(photo)
+    signed = {"ShearX": 0.15, "ShearY": 0.15, "TranslateX": 5, "TranslateY": 5, "Rotate": 15}
+    plain = {"Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness"}
+    assert set(drawn) == {(name, sign * size) for name, size in signed.items() for sign in (-1, 1)} | {
+        (name, 0) for name in plain
+    }
+    assert len(drawn) == 600
+    idle = sum(name == "Identity" for name, _ in drawn)
+    assert 0.5 < idle / 600 < 0.6  # half of all, and of the others a tenth
+    same = apply(photo, "Brightness", 0.0, interpolation=augment.interpolation, fill=augment._fill)
+    assert np.array_equal(np.asarray(same), np.asarray(photo))
+    moved = apply(photo, "TranslateX", 5.0, interpolation=augment.interpolation, fill=augment._fill)
+    assert (np.asarray(moved)[:, :5] == 128).all()
+    assert np.array_equal(np.asarray(moved)[:, 5:], np.asarray(photo)[:, :-5])
+
+
+def test_vilts_fine_tuning_crops_and_mirrors_nothing(photo, monkeypatch):
+    whole, operations = transform(32)(photo), v2.RandAugment._AUGMENTATION_SPACE
+    assert not {"Invert", "Cutout"} & set(operations)
+    monkeypatch.setattr(v2.RandAugment, "_AUGMENTATION_SPACE", {"Identity": operations["Identity"]})
+    assert all(torch.equal(transform(32, "vilt")(photo), whole) for _ in range(5))
+
+
 def test_an_unknown_augmentation_is_named():
     with pytest.raises(ValueError, match="augment='flip'; choose from none, crop, randaugment"):
         transform(32, "flip")
@@ -189,8 +226,9 @@ def pictures(data: PairsData, count: int) -> list[torch.Tensor]:
     return found[:count]
 
 
-def test_augmentation_depends_on_the_seed_and_the_place_alone(tiny_pool):
-    data = partial(PairsData, tiny_pool, image_size=8, batch_size=100, augment="randaugment")
+@pytest.mark.parametrize("augment", ["randaugment", "vilt"])
+def test_augmentation_depends_on_the_seed_and_the_place_alone(tiny_pool, augment):
+    data = partial(PairsData, tiny_pool, image_size=8, batch_size=100, augment=augment)
     expected = pictures(data(seed=3), 5)
     torch.manual_seed(99)
     before = torch.get_rng_state()

@@ -1,3 +1,4 @@
+import gzip
 import json
 import tarfile
 
@@ -63,6 +64,13 @@ def test_what_is_not_there_is_named(folder, packed):
     (folder / "dev" / "dev.json").unlink()
     with pytest.raises(ValueError, match=r"there is no .*dev\.json; .* data\.root="):
         list(Nlvr(folder).rows())
+    whole = (packed / "dev.tar").read_bytes()
+    (packed / "dev.tar").write_bytes(gzip.compress(whole))
+    with pytest.raises(ValueError, match=r"dev\.tar is compressed"):
+        list(Nlvr(packed).rows())
+    (packed / "dev.tar").write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match=r"dev\.tar is no whole tar"):
+        list(Nlvr(packed).rows())
     (packed / "dev.tar").write_bytes(b"no tar")
     with pytest.raises(ValueError, match=r"dev\.tar is no whole tar"):
         list(Nlvr(packed).rows())

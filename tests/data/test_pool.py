@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from tldr.data import pool
 from tldr.data.base import Bad, Row
 from tldr.data.pool import read_pool
 from tldr.pairs import Pairs, derive_uid
@@ -121,6 +122,39 @@ def test_equal_pairs_are_numbered_and_equal_names_refused(listed):
     uids = {derive_uid("a.jpg", "x", repeat) for repeat in range(3)}
     assert set(pool.pairs.uids.to_pylist()) == {*uids, "u"}
     assert quarantined(pool) == [("c.jpg", "read", "repeated uid: it stands for a pair of b.jpg already")]
+
+
+def test_repeated_pairs_are_taken_from_the_table_once(listed, monkeypatch):
+    """Each take from a table of many chunks costs a copy of it: one for every repeated pair would be a copy a pair."""
+    monkeypatch.setattr("tldr.data.pool._CHUNK", 7)
+    taken = []
+
+    class Table:  # pa.Table itself cannot be patched
+        def __init__(self, table):
+            self.table = table
+
+        def take(self, rows):
+            taken.append(len(rows))
+            return self.table.take(rows)
+
+    in_order = pool._in_order_of_content
+    monkeypatch.setattr(pool, "_in_order_of_content", lambda groups, found: in_order(groups, Table(found)))
+    rows = [Row(f"{i % 20}.jpg", "same", None, {"n": i}) for i in range(50)]
+    rows += [Row(f"{i}.jpg", "x", f"u{i // 2}", {"url": str(i)}) for i in range(30)]
+    random.Random(0).shuffle(rows)
+    read = quiet(listed(rows))
+    assert taken == [50, 30]
+    assert len(read.pairs) == 50 + 15
+    numbered = {
+        (f"{i}.jpg", n): derive_uid(f"{i}.jpg", "same", repeat)
+        for i in range(20)
+        for repeat, n in enumerate(sorted(range(i, 50, 20), key=str))
+    }
+    found = read.pairs.table.to_pylist()
+    assert {(one["image"], one["n"]): one["uid"] for one in found if one["caption"] == "same"} == numbered
+    assert {one["image"] for one in found if one["caption"] == "x"} == {
+        f"{min(2 * i, 2 * i + 1, key=str)}.jpg" for i in range(15)
+    }
 
 
 def test_a_name_is_free_again_if_its_first_picture_cannot_be_read(tmp_path, listed, picture):

@@ -1,6 +1,8 @@
 import hashlib
+import json
 import os
 import random
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer as HubTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tldr.data.tokenizer import SPECIAL, Tokenizer
@@ -131,6 +133,61 @@ def test_what_no_caption_has_is_spelt(tokenizer):
     tokens, _ = Tokenizer.learn(["a red disc"])([question], max_length=60)
     assert tokenizer.unk not in tokens
     assert Tokenizer.learn(["a red disc"]).decode(tokens.tolist()) == [question]
+
+
+def old_way(captions, vocab_size=8192) -> str:
+    """Learning with every character that there is, as long as they are few."""
+    tokenizer = HubTokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=[*string.ascii_lowercase, *string.digits, *string.punctuation],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return Tokenizer(tokenizer.to_str()).json
+
+
+def test_ordinary_captions_give_what_they_always_gave(all_hostile):
+    """Few hundred characters: accents, ligatures, capitals that grow in lower case, Hangul that falls apart, CJK."""
+    letters = [chr(code) for code in (*range(1, 0x250), *range(0x390, 0x450), 0x130, 0xFB01, 0xAC01, 0x72AC, 0x2581)]
+    texts = [f"{letter}{other} {letter}" for letter, other in zip(letters, letters[7:] + letters[:7], strict=True)]
+    for corpus in ([], [""], [" "], ["\u200b"], CORPUS, [*CORPUS, *all_hostile * 3], [*CORPUS, *texts]):
+        assert Tokenizer.learn(corpus).json == old_way(corpus)
+    assert Tokenizer.learn(CORPUS, vocab_size=100).json == old_way(CORPUS, vocab_size=100)
+
+
+def test_more_characters_than_pieces_leave_room_for_words():
+    """A web-scale pool in many languages: the frequent characters stay, ties go by the character."""
+    rare = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
+    corpus = [*CORPUS * 3, *rare, *("\u72ac \u732b" for _ in range(5))]
+    learned = Tokenizer.learn(corpus, vocab_size=1200)
+    pieces = json.loads(learned.json)["model"]["vocab"]
+    assert len(learned) == len(pieces) <= 1200
+    assert {"\u2581turquoise", "\u2581square", "\u72ac", "\u732b"} <= pieces.keys()
+    one = {piece for piece in pieces if len(piece) == 1}
+    assert len(one) == 1000
+    kept = [character for character in rare if character in one]
+    assert kept == rare[: len(kept)]
+    random.Random(0).shuffle(corpus)
+    assert Tokenizer.learn(iter(corpus), vocab_size=1200).json == learned.json
+
+    texts = [f"a {rare[-1]} heart", "\u72ac", rare[-2]]
+    tokens, _ = learned(texts, max_length=60)
+    assert [int((row == learned.unk).sum()) for row in tokens] == [1, 0, 1]
+    assert learned.decode(tokens.tolist())[0].split() == ["a", "heart"]
+
+
+def test_the_alphabet_keeps_within_a_small_vocabulary():
+    rare = [chr(code) for code in range(0x4E00, 0x4E00 + 300)]
+    assert len(Tokenizer.learn([*CORPUS, *rare], vocab_size=100)) == 100
+    spelt = Tokenizer.learn([*CORPUS, *rare], vocab_size=10)
+    assert len(spelt) == 7 + 26 + 10 + 32 + 1  # what it needs to spell, and the mark of a word
+    assert spelt.unk not in spelt([CORPUS[0]], max_length=60)[0]
 
 
 def test_json_holds_it_whole(tokenizer):

@@ -63,6 +63,27 @@ def test_questions_without_answers(tmp_path):
     assert [row.extra for row in rows if isinstance(row, Row)] == [{"image_id": 42}, {"image_id": 42}, {"image_id": 7}]
 
 
+def test_several_files_have_each_their_own(tmp_path):
+    """The published recipes train on train2014 and val2014."""
+    other = {"questions": [{"image_id": 3, "question": "Who?", "question_id": 42000}]}
+    files = [write(tmp_path / "q.json", QUESTIONS), write(tmp_path / "r.json", other)]
+    told = {"annotations": [annotation(42000, ["he"] * 10)]}
+    answers = [write(tmp_path / "a.json", ANNOTATIONS), write(tmp_path / "b.json", told)]
+    reader = Vqa(files, annotations=answers, picture=["train/%03d.jpg", "val/%03d.jpg"])
+    one, two = (list(Vqa(f, annotations=a).rows()) for f, a in zip(files, answers, strict=True))
+    found = list(reader.rows())
+    assert len(found) == len(one) + len(two)
+    rows = [row for row in found if isinstance(row, Row)]
+    assert [(row.image, row.extra["answers"][0]) for row in rows] == [
+        ("train/042.jpg", "red"), ("train/042.jpg", "2"), ("val/003.jpg", "he"),
+    ]  # fmt: skip
+    assert [row.image for row in Vqa(files, picture="%d.jpg").rows() if isinstance(row, Row)][-1] == "3.jpg"
+    with pytest.raises(ValueError, match=r"data\.questions has 2 files and data\.annotations 1: give one for each"):
+        Vqa(files, annotations=answers[0])
+    with pytest.raises(ValueError, match=r"data\.questions has 2 files and data\.picture 1: give one for each"):
+        Vqa(files, picture=["%d.jpg"])
+
+
 def test_errors_name_the_argument(tmp_path):
     questions, annotations = write(tmp_path / "q.json", QUESTIONS), write(tmp_path / "a.json", ANNOTATIONS)
     with pytest.raises(

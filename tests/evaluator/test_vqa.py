@@ -53,6 +53,15 @@ def test_without_types_there_is_one_number(build, columns):
     assert set(found) == {"vqa/accuracy", "vqa/questions"}
 
 
+def test_questions_whose_answers_are_not_public_are_answered(build, capsys):
+    """VQA's test-dev: its server reads ``question_id`` and ``answer`` of a list."""
+    pairs = build([1, 2], QUESTIONS[:2], uid=["11", "12"], image_id=[1, 2])
+    found, details = evaluate(Answerer(), pairs)
+    assert found == {"vqa/questions": 2}
+    assert [(record["question_id"], record["answer"]) for record in details] == [(11, "red"), (12, "2")]
+    assert "no accuracy" in capsys.readouterr().out
+
+
 def test_errors_say_what_to_do(build, columns):
     with pytest.raises(ValueError, match=r"vqa reads the column answers, which these pairs have not.*data=vqa"):
         evaluate(Answerer(), build([1], ["what?"]))

@@ -8,10 +8,15 @@ import pytest
 import timm
 import torch
 
+from tests.model.conftest import backbone
 from tldr.data.tokenizer import Tokenizer
 from tldr.model.base import Model, build, describe, load_model
 from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
+from tldr.model.nlvr2 import Nlvr2
+from tldr.model.vqa import Vqa
+from tldr.nn.joint import JointTransformer
+from tldr.nn.text import TextTransformer
 
 
 def test_a_checkpoint_needs_nothing_else(tiny_checkpoint):
@@ -119,6 +124,16 @@ def test_what_a_run_needs_to_go_on_travels(tmp_path):
     torch.save(checkpoint, tmp_path / "x")
     other.on_load_checkpoint(torch.load(tmp_path / "x", weights_only=True))
     assert [tensor.tolist() for tensor in vars(other.decoder)["transient"]] == [[1, 1], [0]]
+
+
+@pytest.mark.parametrize(("kind", "network"), [("vilt", JointTransformer), ("blip", TextTransformer)])
+def test_a_head_compiles_what_its_backbone_computes_in(kind, network):
+    description, optimizer = describe(backbone(kind, Tokenizer.learn(["a cat"]).json)), {"lr": 1e-3}
+    for model in (Nlvr2(backbone=description, optimizer=optimizer), Vqa(backbone=description, optimizer=optimizer)):
+        model.compile_networks(backend="eager")
+        compiled = [part for part in model.modules() if part._compiled_call_impl is not None]
+        assert any(isinstance(part, network) for part in compiled)
+        assert all(isinstance(part, model.backbone.compiled) for part in compiled)
 
 
 def test_compiling_changes_neither_names_nor_numbers():

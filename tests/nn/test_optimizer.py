@@ -95,6 +95,15 @@ def test_the_rate_falls_in_steps():
         adamw(network(), total_steps=10, lr=0.1, schedule="step")
 
 
+def test_a_warm_up_that_passes_decays_is_refused():
+    """The rate would fall off a cliff where it ends: BLIP warms up inside its first epoch."""
+    assert rates(schedule="step", decay_steps=5, warmup_steps=5)[4:6] == pytest.approx([0.1, 0.09])
+    with pytest.raises(ValueError, match=r"warmup_steps=6 is more than optimizer\.decay_steps=5.*lower warmup_steps"):
+        rates(schedule="step", decay_steps=5, warmup_steps=6)
+    with pytest.raises(ValueError, match=r"warmup_steps=6 "):
+        rates(schedule="step", decay_steps=5, warmup_steps=0.3)
+
+
 def groups(module: nn.Module, **options) -> dict[str, dict]:
     optimizer = adamw(module, total_steps=10, lr=0.1, schedule="constant", **options)["optimizer"]
     held = {id(p): group for group in optimizer.param_groups for p in group["params"]}

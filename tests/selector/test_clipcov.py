@@ -98,3 +98,10 @@ def test_needs_follow_the_scorer():
 def test_errors_name_the_option():
     with pytest.raises(ValueError, match=r"selector\.rows_per_cluster=0 must be at least 1"):
         ClipCov(rows_per_cluster=0)
+
+
+def test_large_pools_have_more_classes_rather_than_large_ones(pool, signals, monkeypatch, capsys):
+    monkeypatch.setattr(clipcov, "DENSE", 60)
+    selection = ClipCov(clusters=4, rows_per_cluster=10)(pool, signals, keep=75, seed=0)
+    assert len(np.unique(selection.scores["cluster"])) == 10
+    assert "selector.clusters=4 is raised to 10" in capsys.readouterr().out

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tldr.pairs import Pairs
-from tldr.selector.sieve import MEDIUM, Sieve, embed, scaled, tf_idf
+from tldr.selector.sieve import MEDIUM, SentenceEncoder, Sieve, scaled, tf_idf
 
 N = 300
 THINGS = ("red disc", "blue star", "green box", "old dog", "small cat")
@@ -147,11 +147,11 @@ def test_a_sentence_encoder_reads_the_texts(spoken, scribe, tmp_path):
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path / "bert")
     texts = pa.array(["red disc", "a small cat", "red disc", ""], pa.large_string())
-    vectors = embed(texts, str(tmp_path / "bert"), 2)
+    vectors = SentenceEncoder(str(tmp_path / "bert"), 2)(texts)
     assert vectors.shape == (4, 16)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     assert np.array_equal(vectors[0], vectors[2])
-    assert vectors == pytest.approx(embed(texts, str(tmp_path / "bert"), 8), abs=1e-5)
+    assert vectors == pytest.approx(SentenceEncoder(str(tmp_path / "bert"), 8)(texts), abs=1e-5)
     ids = BertTokenizer(str(tmp_path / "vocab.txt"))(["a small cat"], return_tensors="pt")
     mean = model(**ids).last_hidden_state[0].mean(0).detach().numpy()
     assert vectors[1] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +120,22 @@ def test_one_evaluator_writes_as_before(shapes, checkpoints, evaluators, tmp_pat
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == f"wrote {file}"
     assert "\n\n" not in said
+
+
+def test_numbers_of_other_pairs_are_not_written_over(shapes, checkpoints, evaluators, tmp_path):
+    """Subsets are called by their folders, whole; and of two with one name, the second is told apart."""
+    pool = read_pool(shapes, progress=False).pairs
+    given = {"evaluator": {"retrieval": evaluators["retrieval"]}, "checkpoint": checkpoints["blip"]}
+    for folder, rows in (("a/tldr-c0.75-s0", 20), ("a/tldr-c0.75-s1", 25), ("b/tldr-c0.75-s0", 30)):
+        (tmp_path / folder).mkdir(parents=True)
+        pool.take(np.arange(rows)).write(tmp_path / folder)
+        evaluate(shapes, tmp_path, **given, pairs=tmp_path / folder)
+    evaluate(shapes, tmp_path, **given, pairs=tmp_path / folder)  # once more: into the same file
+    files = [file for file in (tmp_path / "out").glob("evaluation-*.json") if "details" not in file.name]
+    assert {"evaluation-retrieval-tldr-c0.75-s0.json", "evaluation-retrieval-tldr-c0.75-s1.json"} < {
+        file.name for file in files
+    }
+    assert len({json.loads(file.read_text())["pairs"] for file in files}) == len(files) == 3
 
 
 def test_where_no_checkpoint_can_each_says_what_it_lacks(shapes, checkpoints, evaluators, tmp_path):

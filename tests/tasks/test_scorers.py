@@ -110,3 +110,21 @@ def test_a_filter_of_captions_is_another_scorer(command, project):
     command(f"python select.py selector=random refiner=capfilt compression=0.9 out=kept {quick}")
     assert {"scorer", "scorer blip"} <= set(stages(project / "kept"))
     assert {"capfilt", "match_original", "match_generated"} <= set(Pairs.open(project / "kept").table.column_names)
+
+
+def test_several_processes_are_refused_before_they_wait_for_each_other(command, project):
+    said = command(
+        f"python select.py trainer=ddp trainer.accelerator=cpu trainer.devices=2 out=kept {QUICK}", fails=True
+    )
+    assert "this trainer has 2: take trainer=default" in said
+    assert "reading shapes" not in said
+
+
+def test_a_scorer_of_another_trainer_is_another_scorer(command, project):
+    """But not one that was loaded by other workers."""
+    line = f"python select.py selector=clip_score {QUICK}"
+    assert "training Clip" in command(f"{line} out=one")
+    assert "training Clip" not in command(f"{line} out=two training.num_workers=1")
+    assert "training Clip" in command(f"{line} out=three trainer.gradient_clip_val=0.01")
+    said = command(f"{line} out=one trainer.gradient_clip_val=0.01", fails=True)
+    assert "holds another selection (trainer.gradient_clip_val=1.0)" in said

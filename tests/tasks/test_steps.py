@@ -5,19 +5,30 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tldr.pairs import Pairs
 from tldr.selector.chain import Chain
 from tldr.selector.tldr import TLDR
-from tldr.tasks.steps import named_steps, plain_folder
+from tldr.tasks.steps import LONGEST, named_steps, plain_folder, plain_name
+from tldr.tasks.train import folders
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
 
 
 def load(file: Path) -> Any:
     return OmegaConf.to_container(OmegaConf.load(file))
+
+
+def composed(script: str, *overrides: str) -> DictConfig:
+    """The script's configuration, its references to Hydra's resolvable."""
+    with initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
 
 
 def chain(*steps, **options) -> dict:
@@ -95,14 +106,63 @@ def test_a_single_name_is_no_list():
 @pytest.mark.parametrize(
     ("derived", "plain"),
     [
-        ("out/selector.steps-[semdedup,clip_score]", "out/selector.steps-semdedup-clip_score"),
-        ("out/a-[{b: {c: 0.1}},d]__seed-1", "out/a-b-c-0.1-d__seed-1"),
-        ("my data: [old]/kept", "my data: [old]/kept"),
+        ("out//selector.steps-[semdedup,clip_score]", "out/selector.steps-semdedup-clip_score"),
+        ("out//a-[{b: {c: 0.1}},d]__seed-1", "out/a-b-c-0.1-d__seed-1"),
+        ("out//data.split-a__selector.target.root-/data/x", "out/data.split-a__selector.target.root-data-x"),
+        ("out//selector.steps-[a/b,c/d]__x-'1 2'", "out/selector.steps-a-b-c-d__x-1-2"),
+        ("out//", "out"),
+        ("my data: [old]/[kept]", "my data: [old]/[kept]"),
         ("kept", "kept"),
     ],
 )
 def test_the_folder_has_no_sign_that_hydra_reads(derived, plain):
     assert plain_folder(derived) == plain
+
+
+def test_a_long_name_is_cut_and_still_tells_runs_apart(tmp_path):
+    one, other = (plain_name("__".join(f"training.option_{i}-{i}" for i in range(n))) for n in (99, 100))
+    assert one != other
+    assert one[:140] == other[:140]
+    assert len(one) == len(other) == LONGEST
+    (tmp_path / one / other).mkdir(parents=True)
+    assert plain_name("x-" + "y" * (LONGEST - 2)) == "x-" + "y" * (LONGEST - 2)
+    assert plain_name("prompt-红") != plain_name("prompt-蓝")
+    assert plain_name("prompt-红").isascii()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["selector=intersect", "selector.steps=[clip_loss,norm_sim]"],
+        ["selector=norm_sim", "+data@selector.target=folder", "selector.target.root='/data/[x]'"],
+        ["training.tokenizer=google-bert/bert-base-uncased", "+training.note='a, b: (c) = 蓝'"],
+        [f"+training.option_{i}={i}" for i in range(20)],
+    ],
+)
+def test_the_next_command_reads_the_folder_of_the_last(overrides):
+    out = plain_folder(composed("select", *overrides).out)
+    assert out.count("/") == 3
+    train = composed("train", f"pairs={out}", "init_from=[a/b,c]", "max_steps=3")
+    assert train.pairs == out
+    home, folder = folders(train.names, pairs=out, out=None, seed=0)
+    assert home == Path(out)
+    assert folder == home / "blip-s0" / "init_from-a-b-c__max_steps-3"
+    assert composed("evaluate", f"checkpoint={folder}").checkpoint == str(folder)
+
+
+def test_folders_are_named_by_data_selector_recipe_and_seed():
+    assert plain_folder(composed("select").out) == "outputs/shapes/tldr-c0.75-s0"
+    named = composed("select", "data=csv", "data.annotations=a.tsv", "data.name=cc3m", "seed=1")
+    assert plain_folder(named.out) == "outputs/cc3m/tldr-c0.75-s1"
+    for overrides, folder in {
+        (): "outputs/shapes/full/blip-s0",
+        ("pairs=outputs/x/pairs.arrow", "model=clip"): "outputs/x/clip-s0",
+        ("experiment=blip_cc3m", "pairs=x", "max_steps=9"): "x/blip_cc3m-s0/max_steps-9",
+        ("experiment=blip_vqa", "model.backbone=a/b", "data.questions=[q,r]", "data.name=v"):
+            "outputs/v/full/blip_vqa-s0/model.backbone-a-b",
+    }.items():  # fmt: skip
+        cfg = composed("train", *overrides)
+        assert str(folders(cfg.names, pairs=cfg.pairs, out=None, seed=cfg.seed)[1]) == folder
 
 
 # ------------------------------------------------------------------------------------------------ the commands

@@ -24,13 +24,17 @@ class Folder(Reader):
         self.name = name
 
     def rows(self) -> Iterator[Row | Bad]:
-        """The pairs; a picture without text and a text without picture are bad ones."""
+        """The pairs; a picture without text and a text without picture are bad ones. Raises ValueError where there are
+        only tars."""
+        tar, other = None, False
         for path, folders, files in os.walk(self.root, onerror=_stop):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             seen = sorted(file for file in files if not file.startswith("."))
             texts = {file.removesuffix(".txt") for file in seen if file.endswith(".txt")}
             sidecars = {file.removesuffix(".json") for file in seen if file.endswith(".json")}
             pictures = [(os.path.splitext(file)[0], file) for file in seen if file.lower().endswith(PICTURES)]
+            tar = tar or next((Path(path, file) for file in seen if file.endswith(".tar")), None)
+            other = other or bool(pictures or texts)
             for stem, file in pictures:
                 image = Path(path, file).relative_to(self.root).as_posix()
                 if stem in texts:
@@ -42,6 +46,10 @@ class Folder(Reader):
                 text = Path(path, f"{stem}.txt")
                 where = text.relative_to(self.root).as_posix()
                 yield Bad("", text.read_bytes(), "read", f"no image: there is none of this name beside {where}")
+        if tar and not other:
+            raise ValueError(
+                f"there are no pictures in {self.root} but tars, as {tar.name}: read them by data=webdataset"
+            )
 
     def _pairs(self, image: str, file: Path, uid: str | None) -> Iterator[Row]:
         where = file.relative_to(self.root).as_posix()

@@ -1,20 +1,33 @@
 """BLIP-style annotations (https://github.com/salesforce/BLIP): ``[{"image": "a.jpg", "caption": "..."}, ...]``.
 
-A ``caption`` may be a list: as many pairs. A record's ``uid`` is kept (of several captions: ``uid#0``, ``uid#1``, ...)
-and every other key becomes a column. The list is read record by record, however long it is; JSON Lines are read as
-well.
+The keys may have other usual names (``url``, ``text``), as the first records show. A caption may be a list: as many
+pairs. A record's ``uid`` is kept (of several captions: ``uid#0``, ``uid#1``, ...) and every other key becomes a column.
+The list is read record by record, however long it is; JSON Lines are read as well.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, pairs, raw
+from tldr.data.base import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Bad,
+    Reader,
+    Row,
+    column,
+    existing_file,
+    existing_folder,
+    pairs,
+    raw,
+)
 
 _STEP = 1 << 20
+_SAMPLE = 100
 
 
 class Json(Reader):
@@ -25,8 +38,8 @@ class Json(Reader):
         annotations: str | Path,
         *,
         images: str | Path | None = None,
-        image_column: str = "image",
-        caption_column: str = "caption",
+        image_column: str | None = None,
+        caption_column: str | None = None,
         name: str = "json",
     ) -> None:
         self.annotations = existing_file(annotations, "data.annotations")
@@ -37,13 +50,19 @@ class Json(Reader):
 
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs of every record, in the order of the file."""
-        own = (self.image_column, self.caption_column, "uid")
-        for number, record in enumerate(_elements(self.annotations)):
+        records = _elements(self.annotations)
+        sample = list(islice(records, _SAMPLE))  # not the first alone: it may be the one that lacks something
+        names = list(dict.fromkeys(key for record in sample if isinstance(record, dict) for key in record))
+        image, caption = self.image_column or "image", self.caption_column or "caption"
+        if names:
+            image = column(names, self.image_column, IMAGE_COLUMNS, "data.image_column")
+            caption = column(names, self.caption_column, CAPTION_COLUMNS, "data.caption_column")
+        own = (image, caption, "uid")
+        for number, record in enumerate(chain(sample, records)):
             where = f"{self.annotations.name} record {number}"
             if isinstance(record, dict):
                 extra = {key: value for key, value in record.items() if key not in own}
-                image, captions = record.get(self.image_column), record.get(self.caption_column)
-                yield from pairs(image, captions, record.get("uid"), extra, where)
+                yield from pairs(record.get(image), record.get(caption), record.get("uid"), extra, where)
             else:
                 text = record if isinstance(record, str) else json.dumps(record)
                 yield Bad("", raw(text), "read", f"no object: {where}")

@@ -25,7 +25,7 @@ from tldr.data.images import ImageError, ImageStore
 from tldr.data.order import Drawn, OrderedLoader, ShuffledBatches
 from tldr.pairs import Pairs
 
-AUGMENTATIONS = ("none", "crop", "randaugment", "finetune")
+AUGMENTATIONS = ("none", "crop", "randaugment", "finetune", "vilt")
 SECOND = "image_2"  # the column that names a second picture of the pair
 
 
@@ -56,26 +56,40 @@ class Batch(TypedDict):
 
 
 class RandAugment(v2.RandAugment):
-    """BLIP's: two of ten operations, none of which changes colour (a caption may name it)."""
+    """BLIP's: of ten operations, none of which changes colour (a caption may name it), ``num_ops`` are drawn, and each
+    is done with probability ``p``. ``magnitude`` is a level of 0 to 10, and translations are in pixels, whatever the
+    picture's size; at level 5, BLIP's, brightness and sharpness stay as they are. Edges are filled with grey."""
 
-    _AUGMENTATION_SPACE: ClassVar = {
-        name: v2.RandAugment._AUGMENTATION_SPACE[name]
-        for name in (
-            "Identity", "AutoContrast", "Equalize", "Brightness", "Sharpness",
-            "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate",
-        )
-    }  # fmt: skip
+    _AUGMENTATION_SPACE: ClassVar = {  # magnitudes of all levels, and whether a sign is drawn
+        **{name: v2.RandAugment._AUGMENTATION_SPACE[name] for name in ("Identity", "AutoContrast", "Equalize")},
+        **dict.fromkeys(("Brightness", "Sharpness"), (lambda levels, *_: torch.linspace(-0.9, 0.9, levels), False)),
+        **dict.fromkeys(("ShearX", "ShearY"), (lambda levels, *_: torch.linspace(0, 0.3, levels), True)),
+        **dict.fromkeys(("TranslateX", "TranslateY"), (lambda levels, *_: torch.linspace(0, 10, levels), True)),
+        "Rotate": (lambda levels, *_: torch.linspace(0, 30, levels), True),
+    }
+
+    def __init__(self, num_ops: int = 2, magnitude: int = 5, *, p: float = 0.5) -> None:
+        bilinear = InterpolationMode.BILINEAR
+        super().__init__(num_ops, magnitude, num_magnitude_bins=11, interpolation=bilinear, fill=128)
+        self.p = p
+
+    def _get_random_item(self, dct: Any) -> Any:
+        name, found = super()._get_random_item(dct)
+        return (name, found) if torch.rand(()) < self.p else ("Identity", dct["Identity"])
 
 
 def transform(image_size: int, augment: str = "none") -> v2.Transform:
     """PIL RGB -> (3, H, W) uint8. ``none``: resize (evaluation); ``crop``: random resized crop of 0.2-1 of the area and
     flip; ``randaugment``: that, then `RandAugment` (BLIP's pre-training); ``finetune``: likewise of 0.5-1 of the area
-    (its fine-tuning)."""
+    (its fine-tuning); ``vilt``: the whole picture, then torchvision's RandAugment of two operations, colour among them
+    but neither inversion nor cutout, at 9 of 30 (ViLT's fine-tuning)."""
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment={augment!r}; choose from {', '.join(AUGMENTATIONS)}")
     bicubic = InterpolationMode.BICUBIC
     steps: list[torch.nn.Module] = [v2.Resize((image_size, image_size), bicubic)]
-    if augment != "none":
+    if augment == "vilt":
+        steps.append(v2.RandAugment(2, 9))
+    elif augment != "none":
         area = (0.5 if augment == "finetune" else 0.2, 1.0)
         steps = [v2.RandomResizedCrop(image_size, area, interpolation=bicubic), v2.RandomHorizontalFlip()]
     if augment in ("randaugment", "finetune"):

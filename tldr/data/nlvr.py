@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tldr.data.base import Bad, Reader, Row, existing_folder, json_lines, parsed_lines, raw
+from tldr.data.tars import members
 from tldr.data.truth import truth
 
 PERMUTATIONS = 6
@@ -40,13 +41,13 @@ class Nlvr(Reader):
             yield from self._pairs(json_lines(file), None)
             return
         try:
-            with tarfile.open(self.tar) as tar:
-                places = {member.name: member for member in tar if member.isfile()}
+            with self.tar.open("rb") as file:
+                places = {member.name: member for member in members(file)}
                 inner = places.get(f"{self.split}/{self.split}.json")
-                text = None if inner is None else tar.extractfile(inner)
-                if text is None:
+                if inner is None:
                     raise ValueError(f"{self.tar} holds no {self.split}/{self.split}.json")
-                lines = text.read().decode("utf-8-sig", "surrogateescape").split("\n")
+                file.seek(inner.offset_data)
+                lines = file.read(inner.size).decode("utf-8-sig", "surrogateescape").split("\n")
         except tarfile.TarError as error:
             raise ValueError(f"{self.tar} is no whole tar: {error}; mend it or unpack it beside") from error
         yield from self._pairs(parsed_lines(lines), places)

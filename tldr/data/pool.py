@@ -26,7 +26,7 @@ from tldr.data.base import Bad, Reader, Row, Stage, raw
 from tldr.data.images import ImageStore
 from tldr.data.quarantine import complaint, reasons
 from tldr.data.verdict import verdicts
-from tldr.pairs import DIGEST, REQUIRED, SECOND, SECOND_DIGEST, Pairs, derive_uid
+from tldr.pairs import DIGEST, REQUIRED, SECOND, SECOND_DIGEST, Pairs, derive_uid, widen
 
 Verify = Literal["decode", "exists", "none"]
 
@@ -133,9 +133,8 @@ def read_pool(
 def _with_locators(found: pa.Table) -> tuple[pa.Table, dict[str, str]]:
     """Which columns hold locators, under the name of their digest's: a source may have second pictures."""
     name = _EXTRA + SECOND
-    if name not in found.column_names or not pa.types.is_string(found[name].type):
+    if name not in found.column_names or not pa.types.is_large_string(found[name].type):
         return found, {DIGEST: "image"}
-    found = found.set_column(found.column_names.index(name), name, found[name].cast(_LOCATOR))
     return found, {DIGEST: "image", SECOND_DIGEST: name}
 
 
@@ -160,7 +159,7 @@ def _gather(rows: Iterable[Row | Bad]) -> pa.Table:
     for name in names:
         parts = [chunk[name] if name in chunk.column_names else pa.nulls(chunk.num_rows) for chunk in chunks]
         found = found.append_column(name, _unite(parts))
-    return found
+    return widen(found)
 
 
 def _judge(row: Row | Bad) -> dict[str, Any]:
@@ -242,19 +241,29 @@ def _equal(values: pa.ChunkedArray) -> Iterator[np.ndarray]:
         yield order.to_numpy()[start : stop + 1]
 
 
-def _in_order_of_content(rows: np.ndarray, found: pa.Table) -> list[int]:
-    """Rows in an order that does not depend on the source's: the good ones first, then by all they hold."""
-    content = found.take(rows).to_pylist()
-    keys = [(one["stage"] is not None, json.dumps(one, sort_keys=True, default=repr)) for one in content]
-    return [int(rows[at]) for at in sorted(range(len(rows)), key=keys.__getitem__)]
+def _in_order_of_content(groups: Sequence[np.ndarray], found: pa.Table) -> Iterator[list[int]]:
+    """Each group of rows in an order that does not depend on the source's: the good ones first, then by all they hold.
+
+    The rows of all groups are taken at once: every take from a table of many chunks costs a copy of it.
+    """
+    if not groups:
+        return
+    content = found.take(np.concatenate(groups)).combine_chunks()
+    start = 0
+    for rows in groups:
+        pairs = content.slice(start, len(rows)).to_pylist()
+        start += len(rows)
+        keys = [(one["stage"] is not None, json.dumps(one, sort_keys=True, default=repr)) for one in pairs]
+        yield [int(rows[at]) for at in sorted(range(len(rows)), key=keys.__getitem__)]
 
 
 def _number_repeats(found: pa.Table) -> pa.Table:
     """Tell apart the pairs that a source lists several times without naming them."""
     derived = np.flatnonzero(found["derived"].to_numpy())
+    groups = [derived[group] for group in _equal(found["uid"].take(derived))]
     uids: dict[int, str] = {}
-    for group in _equal(found["uid"].take(derived)):
-        for repeat, row in enumerate(_in_order_of_content(derived[group], found)):
+    for rows in _in_order_of_content(groups, found):
+        for repeat, row in enumerate(rows):
             uids[row] = derive_uid(found["image"][row].as_py(), found["caption"][row].as_py(), repeat)
     return _replace(found, "uid", uids)
 
@@ -262,9 +271,9 @@ def _number_repeats(found: pa.Table) -> pa.Table:
 def _refuse_second_uids(found: pa.Table) -> pa.Table:
     """Quarantine all but one of the good pairs that share a uid."""
     good = np.flatnonzero(pc.is_null(found["stage"]).to_numpy())
+    groups = [good[group] for group in _equal(found["uid"].take(good))]
     errors: dict[int, str] = {}
-    for group in _equal(found["uid"].take(good)):
-        first, *others = _in_order_of_content(good[group], found)
+    for first, *others in _in_order_of_content(groups, found):
         errors.update(dict.fromkeys(others, f"repeated uid: it stands for a pair of {found['image'][first]} already"))
     return _replace(_replace(found, "stage", dict.fromkeys(errors, "read")), "error", errors)
 

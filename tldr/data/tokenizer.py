@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json as json_text
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from torch import Tensor
 PAD, UNK, CLS, SEP, MASK, ENC, DEC = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[ENC]", "[DEC]"
 SPECIAL = (PAD, UNK, CLS, SEP, MASK, ENC, DEC)
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
+
+_SPELT = (*string.ascii_lowercase, *string.digits, *string.punctuation)  # whether or not a caption has it
+_CHARACTERS = 1000  # BERT's too; the web's captions hold tens of thousands, which would leave no place for words
 
 
 class Tokenizer:
@@ -84,16 +88,21 @@ class Tokenizer:
     @classmethod
     def learn(cls, captions: Iterable[str], *, vocab_size: int = 8192) -> Tokenizer:
         """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``; of no fewer than it
-        needs to spell what is in ASCII, also what no caption has: the questions of a later task are texts too."""
+        needs to spell what is in ASCII, also what no caption has: the questions of a later task are texts too.
+
+        Of the other characters it has the most frequent, 1,000 with ASCII's; the rest are ``[UNK]``."""
+        captions = list(captions)
         tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
         tokenizer.decoder = decoders.Metaspace()
+        alphabet = _alphabet(captions, tokenizer.normalizer, min(_CHARACTERS, vocab_size - len(SPECIAL)))
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             min_frequency=2,
             special_tokens=list(SPECIAL),
-            initial_alphabet=[*string.ascii_lowercase, *string.digits, *string.punctuation],
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),  # left to the trainer, equally frequent ones would go by the hash map's order
             show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)
@@ -172,3 +181,17 @@ def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     for i, row in enumerate(rows):
         padded[i, : len(row)] = torch.tensor(row)
     return padded
+
+
+def _alphabet(captions: Iterable[str], normalizer: normalizers.Normalizer, size: int) -> list[str]:
+    """ASCII, the word mark where there is a word, and the most frequent of the captions' other characters: ``size`` in
+    all, if that is enough for the first two."""
+    found, counts = Counter(), Counter()
+    for caption in captions:
+        found.update(caption)
+    for raw, count in found.items():  # the normaliser looks at one character at a time: these are few
+        for character in normalizer.normalize_str(raw):
+            counts[character] += count
+    spelt = [*_SPELT, *(["\u2581"] if counts else [])]
+    others = sorted(counts.keys() - {*spelt, " "}, key=lambda character: (-counts[character], character))
+    return spelt + others[: max(0, size - len(spelt))]

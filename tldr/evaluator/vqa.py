@@ -5,7 +5,7 @@ and counted by how many of ten people say the same (`tldr.metric.answer`).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
@@ -31,7 +31,8 @@ class Vqa(Evaluator):
     """The question is the pair's ``caption``; the column ``answers`` holds what people answered and ``answer_type``,
     where it is there, what kind of answer that is (yes/no, number, other).
 
-    A question's record in ``details`` opens with ``question_id`` and ``answer``, as VQA's files of results do.
+    A question's record in ``details`` opens with ``question_id`` and ``answer``, the two that VQA's server reads: of
+    questions of VQA's whose answers are not public (test-dev), they are the result, and there is no accuracy.
     """
 
     task = "vqa"
@@ -43,9 +44,11 @@ class Vqa(Evaluator):
         return "" if isinstance(model, Answerer) else "answer (train it one: python train.py model=vqa)"
 
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
-        """``vqa/accuracy`` in percent, the same for each type (``vqa/yes_no``, ...), and how many ``questions``."""
+        """``vqa/accuracy`` in percent, the same for each type (``vqa/yes_no``, ...), and how many ``questions``: these
+        alone where no question has answers."""
         self.check(model, pairs)
-        people: list[list[str]] = pairs.table["answers"].to_pylist()
+        public = "answers" in pairs.table.column_names
+        people: list[list[str]] = pairs.table["answers"].to_pylist() if public else []
         unanswered = [pairs.uids[row].as_py() for row, answers in enumerate(people) if not answers]
         if unanswered:
             raise ValueError(
@@ -59,8 +62,15 @@ class Vqa(Evaluator):
             for batch in ordered_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers):
                 said += answerer.answer(on_device(cast(Mapping[str, Any], batch), answerer.device))
                 bar.update(len(batch["captions"]))
+        if not public:
+            self.details = self._records(pairs, said)
+            print("vqa: questions without answers, so there is no accuracy; the details are what VQA's server reads")
+            return {"vqa/questions": len(said)}
         scores = [accuracy(answer, answers) for answer, answers in zip(said, people, strict=True)]
-        self.details = self._records(pairs, said, people, scores)
+        judged = [
+            {"answers": answers, "accuracy": round(score, 4)} for answers, score in zip(people, scores, strict=True)
+        ]
+        self.details = self._records(pairs, said, judged)
         numbers: dict[str, float] = {"vqa/accuracy": 100 * sum(scores) / len(scores)}
         if _TYPE in pairs.table.column_names:
             kinds: dict[str, list[float]] = defaultdict(list)
@@ -70,18 +80,22 @@ class Vqa(Evaluator):
             numbers |= {f"vqa/{kind}": 100 * sum(each) / len(each) for kind, each in sorted(kinds.items())}
         return {**numbers, "vqa/questions": len(scores)}
 
+    def check_columns(self, pairs: Pairs, columns: Sequence[str]) -> None:
+        """VQA's own questions (they have an ``image_id``) may be without answers."""
+        if "image_id" not in pairs.table.column_names or "answers" in pairs.table.column_names:
+            super().check_columns(pairs, columns)
+
     def _records(
-        self, pairs: Pairs, said: list[str], people: list[list[str]], scores: list[float]
+        self, pairs: Pairs, said: Sequence[str], judged: Sequence[Mapping[str, Any]] | None = None
     ) -> list[dict[str, Any]]:
-        found = zip(pairs.table.select(["uid", "caption", "image"]).to_pylist(), said, people, scores, strict=True)
+        rows = pairs.table.select(["uid", "caption", "image"]).to_pylist()
         return [
             {
                 "question_id": int(row["uid"]) if row["uid"].isdecimal() else row["uid"],
                 "answer": answer,
                 "question": row["caption"],
-                "answers": answers,
-                "accuracy": round(score, 4),
+                **more,
                 "image": row["image"],
             }
-            for row, answer, answers, score in found
+            for row, answer, more in zip(rows, said, judged or [{}] * len(rows), strict=True)
         ]

@@ -35,7 +35,7 @@ class Model(L.LightningModule, ABC):
     columns: tuple[str, ...] = ()  # of the pairs, which the losses read beyond image and caption
     learns_tokenizer: ClassVar[bool] = True  # False: built without one, as a head whose backbone has its own
     head_names: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of parameters that ``head_lr_scale`` is for
-    compiled: ClassVar[tuple[type[nn.Module], ...]] = (ImageEncoder, TextTransformer)  # networks worth compiling
+    compiled: tuple[type[nn.Module], ...] = (ImageEncoder, TextTransformer)  # networks worth compiling; a backbone's
     image_size: int
     indivisible: str = ""  # what of it runs its layers more often for one batch than for another, and so not by FSDP
 

@@ -100,7 +100,7 @@ class Captioner(Model):
         if self.quantizer is not None and not self.quantizer.active and steps <= self.quantizer.after:
             raise ValueError(
                 f"the codebook joins after {self.quantizer.after} steps, but training ends after {steps}: "
-                "lower model.quantizer.after, or train longer"
+                "lower model.quantizer.after, or train longer: training.max_steps of select.py, max_steps of train.py"
             )
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -6,7 +6,8 @@ by that factor a layer. Schedules, after a linear warm-up:
 
     cosine    to ``min_lr`` at the end of the run (CLIP, fine-tuning)
     linear    likewise, in a straight line (ViLT)
-    step      times ``decay_rate`` every ``decay_steps``, not below ``min_lr`` (BLIP: 0.9 an epoch)
+    step      times ``decay_rate`` every ``decay_steps`` of the run, not below ``min_lr`` (BLIP: 0.85 an epoch; 0.9 in
+              its code); the warm-up lies within the first of them
     constant
 """
 
@@ -92,6 +93,11 @@ def rate(
         raise ValueError(f"optimizer.schedule={schedule!r}; choose from {', '.join(SCHEDULES)}")
     if schedule == "step" and not decay_steps:
         raise ValueError("optimizer.schedule=step needs optimizer.decay_steps: the steps of an epoch, for BLIP")
+    if schedule == "step" and warmup_steps > (decay_steps or 1):
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup_steps} is more than optimizer.decay_steps={decay_steps}: the rate would "
+            "drop at once by all the decays that the warm-up has passed; lower warmup_steps"
+        )
 
     def factor(step: int) -> float:
         if step < warmup_steps:

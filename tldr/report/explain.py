@@ -42,7 +42,9 @@ def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Pat
         elif quarantine is not None and len(found := _rows(quarantine, uid)):
             told.append(_quarantined(quarantine.take(pa.array(found[:1])).to_pylist()[0]))
         else:
-            raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{_near(decisions, quarantine, uid)}")
+            near = _near(decisions, quarantine, uid)
+            quotes = f"; a uid of digits, or with signs, wants two pairs of quotes: \"explain='{uid}'\""
+            raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{near}{quotes}")
     return "\n\n".join(told)
 
 

@@ -43,6 +43,9 @@ class ClipCov(Selector):
         assert signals is not None
         image, text = (unit_rows(pool, signals, name) for name in self.needs)
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
+        if clusters < (wanted := 2 * len(pool) // DENSE):  # larger classes take time by the square of their size
+            print(f"selector.clusters={self.clusters} is raised to {wanted}, for classes of about {DENSE // 2} pairs")
+            clusters = wanted
         sphere = Sphere.fit(unit(image + text), clusters, seed=seed)
         classes = [members for members in sphere.members() if len(members)]
         foreign = _foreign(image, text, classes) + _foreign(text, image, classes)

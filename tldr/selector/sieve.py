@@ -1,9 +1,11 @@
-"""Sieve (Mahmoud et al. 2024, arXiv 2310.02110, section 3): keep the pairs whose caption says what a captioner, trained
-on clean data, says of the picture.
+"""Sieve (Mahmoud et al. 2024, arXiv 2310.02110, section 3): keep the pairs whose caption says what a captioner says of
+the picture.
 
-The captioner draws several captions; the score is the highest similarity of one to the caption that was found. Phrases
-that speak of the medium (*a photo of*) are taken out of both first, at the borders of words. The score may be fused
-with the CLIP score, each brought to [0, 1] by its lowest and highest value in the pool.
+The source's captioner was trained on cleaner data than the pool. Ours is the main scorer: give it as ``checkpoint=``,
+else it is trained on the noisy pool itself. It draws several captions; the score is the highest similarity of one to
+the caption that was found. Phrases that speak of the medium (*a photo of*) are taken out of both first, at the borders
+of words. The score may be fused with the CLIP score, each brought to [0, 1] by its lowest and highest value in the
+pool.
 
 Similarity is the cosine of a sentence encoder's embeddings; the source has all-MiniLM-L6-v2 (mean of the tokens).
 Without one it is that of TF-IDF vectors of words and bigrams, which sees the same words and no synonyms.
@@ -89,15 +91,15 @@ class Sieve(Selector):
         else:
             row, text = self._read(pool)
         found, plain = self.strip(pool.captions.combine_chunks()), self.strip(text)
-        encoder = self.sentence_encoder
-        if encoder is None:
-            # As many texts at once as there are captions, for memory's sake.
-            slices = range(0, len(row), len(pool))
-            parts = [tf_idf(found, plain.slice(s, len(pool)), row[s : s + len(pool)]) for s in slices]
-            cosine = np.concatenate([np.empty(0), *parts])
+        # As many texts at once as there are captions, for memory's sake.
+        slices = [slice(start, start + len(pool)) for start in range(0, len(row), len(pool))]
+        if self.sentence_encoder is None:
+            parts = [tf_idf(found, plain[part], row[part]) for part in slices]
         else:
-            one, other = (embed(part, encoder, self.batch_size) for part in (found, plain))
-            cosine = np.einsum("ne,ne->n", one[row], other)
+            encoder = SentenceEncoder(self.sentence_encoder, self.batch_size)
+            one = encoder(found)
+            parts = [np.einsum("ne,ne->n", one[row[part]], encoder(plain[part])) for part in slices]
+        cosine = np.concatenate([np.empty(0), *parts])
         cosine[pc.equal(plain, "").to_numpy(zero_copy_only=False)] = 0  # nothing was said
 
         order = np.lexsort((-cosine, row))
@@ -193,27 +195,34 @@ def _terms(at: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np
     return text[new], term[new], np.diff(np.r_[new, len(text)])
 
 
-@torch.inference_mode()
-def embed(texts: pa.Array, checkpoint: str, batch_size: int) -> np.ndarray:
-    """(n, E) float32 unit vectors: the mean of the last states over a text's tokens. Texts that recur are read once."""
-    from transformers import AutoModel, AutoTokenizer
+class SentenceEncoder:
+    """A checkpoint of transformers, folder or id, as it compares texts: the mean of the last states over the tokens.
+    Raises ValueError where it is none."""
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-        model: Any = AutoModel.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"selector.sentence_encoder={checkpoint} is no transformers checkpoint: {error}") from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device).eval()
-    coded = texts.dictionary_encode()
-    different = coded.dictionary.to_pylist()
-    vectors = []
-    for start in range(0, len(different), batch_size):
-        batch = tokenizer(different[start : start + batch_size], padding=True, truncation=True, return_tensors="pt").to(
-            device
-        )
-        mask = batch["attention_mask"][..., None]
-        states = model(**batch).last_hidden_state
-        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        vectors.append(F.normalize(mean.float(), dim=-1).cpu().numpy())
-    return np.concatenate(vectors)[coded.indices.to_numpy()]
+    def __init__(self, checkpoint: str, batch_size: int) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
+            model: Any = AutoModel.from_pretrained(checkpoint)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"selector.sentence_encoder={checkpoint} is no transformers checkpoint: {error}"
+            ) from error
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.batch_size = model.to(self.device).eval(), batch_size
+
+    @torch.inference_mode()
+    def __call__(self, texts: pa.Array) -> np.ndarray:
+        """(n, E) float32 unit vectors. Texts that recur are read once."""
+        coded = texts.dictionary_encode()
+        different = coded.dictionary.to_pylist()
+        vectors = []
+        for start in range(0, len(different), self.batch_size):
+            batch = different[start : start + self.batch_size]
+            inputs = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(self.device)
+            mask = inputs["attention_mask"][..., None]
+            states = self.model(**inputs).last_hidden_state
+            mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+            vectors.append(F.normalize(mean.float(), dim=-1).cpu().numpy())
+        return np.concatenate(vectors)[coded.indices.to_numpy()]

@@ -65,11 +65,12 @@ class TLDR(Selector):
         distance[found.twin < 0] = distance[found.twin >= 0].max(initial=1.0)  # nobody in the cluster fits better
         worth = standard(fit) + self.novelty * standard(np.log(distance))
         kept, cut = best(worth, keep)
-        uids = pool.uids.to_pylist()
-        alike = [f"at {d:.3g} from {uids[t]}, which fits better" for d, t in zip(distance, found.twin, strict=True)]
+        uids = pool.uids
         reasons = [
-            f"alignment {f:.3g}, {what if t >= 0 else 'the best of its cluster'}; worth {w:.3g}, cut at {cut:.3g}"
-            for f, t, what, w in zip(fit, found.twin, alike, worth, strict=True)
+            f"alignment {f:.3g}, "
+            + (f"at {d:.3g} from {uids[t].as_py()}, which fits better" if t >= 0 else "the best of its cluster")
+            + f"; worth {w:.3g}, cut at {cut:.3g}"
+            for f, d, t, w in zip(fit, distance, found.twin.tolist(), worth, strict=True)
         ]
         scores = {"cluster": found.cluster, "alignment": fit, "distance": distance, "worth": worth}
         return Selection(kept, reasons, scores)

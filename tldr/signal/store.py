@@ -2,9 +2,9 @@
 
 A part is a fixed range of rows and one folder, renamed into place when it is whole:
 
-    signals/<pool hash>/<model hash>/part-00000/{codes,embedding,alignment,...}.npy
-                                               /errors.json        the rows whose picture could not be decoded
-                                     codebook.npy, ...             constants of the model
+    signals/<pool>/<model hash>/part-00000/{codes,embedding,alignment,...}.npy
+                                          /errors.json        the rows whose picture could not be decoded
+                                codebook.npy, ...             constants of the model
 So a part is there or not there; what is there is never computed again; parts may be made by any number of processes.
 
 Shapes: N pairs, R rows of a part.

@@ -6,6 +6,8 @@ pre-trained model and the heads fine-tuned from it make one table.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,8 @@ def run(
         reading = {"verify": verify, "max_bad_fraction": max_bad_fraction, "cache": Path(cache), "ledger": ledger}
         measured, on = read(data, evaluator, folder, **reading), names["data"]
     else:
-        measured, on = dict.fromkeys(evaluator, Pairs.open(pairs)), Path(pairs).stem
+        home = Path(pairs).parent if Path(pairs).suffix == ".arrow" else Path(pairs)
+        measured, on = dict.fromkeys(evaluator, Pairs.open(pairs)), home.resolve().name
     for name, each in evaluator.items():
         each.check(models[chosen[name]], measured[name])  # all of them, before the first one spends an hour
 
@@ -76,13 +79,15 @@ def run(
     tracker = logger(name=f"{title}-{'-'.join(files[0].parts[-3:-1])}", job_type="evaluate", save_dir=folder)
     hashes = {name: found.hash for name, found in measured.items()}
     one = hashes[next(iter(hashes))] if len(set(hashes.values())) == 1 else hashes
+    on = _free(folder, title, on, one)
     tracker.log_hyperparams({**(config or {}), "lineage/evaluated_on": one})
 
     numbers: dict[str, float] = {}
     told: dict[str, dict[str, Any]] = {}
     for name, each in evaluator.items():
         model = models[chosen[name]].to(pick_device(device))
-        with ledger.stage(f"evaluate {name}" if len(evaluator) > 1 else "evaluate"):
+        with ledger.stage(f"evaluate {name}" if len(evaluator) > 1 else "evaluate") as stage:
+            stage.devices = int(model.device.type != "cpu")
             found = each(model, measured[name])
         numbers |= found
         told[name] = {"checkpoint": str(chosen[name]), "pairs": hashes[name], "metrics": list(found)}
@@ -107,6 +112,15 @@ def run(
     for path in (*(each["details"] for each in told.values() if "details" in each), written):
         print(f"wrote {path}")
     return numbers
+
+
+def _free(folder: Path, title: str, on: str, measured: str | Mapping[str, str]) -> str:
+    """What the numbers are filed under: ``on``, with a hash where that name holds those of other pairs (another split,
+    a subset of the same name)."""
+    file = folder / f"evaluation-{title}-{on}.json"
+    if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["pairs"] == measured:
+        return on
+    return f"{on}-{hashlib.blake2b(json.dumps(measured).encode(), digest_size=4).hexdigest()}"
 
 
 def choose(name: str, evaluator: Evaluator, models: Mapping[Path, Model]) -> Path:

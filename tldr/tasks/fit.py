@@ -185,6 +185,7 @@ def fit(
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches * run.world_size
         stage.flops = stage.images * counter.meter.per_row
+        stage.devices = run.world_size if run.strategy.root_device.type != "cpu" else 0
     if isinstance(module, FSDPModule):  # each process has a part of it
         run.strategy.barrier()  # until the first has written
         return load_model(file), file

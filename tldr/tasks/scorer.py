@@ -26,10 +26,26 @@ from tldr.tasks.begin import Beginning
 from tldr.tasks.fit import fit
 from tldr.tasks.resume import LAST
 
+# Of the settings of data loading and Trainer, those that say how, and not what is learned.
+HOW_FAST = (
+    "num_workers", "checkpoint_every", "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar",
+    "enable_model_summary", "enable_checkpointing",
+)  # fmt: skip
+
 
 def pick_device(device: str) -> torch.device:
     """``auto``: the GPU where there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+
+
+def refuse_several(trainer: Callable[..., L.Trainer]) -> None:
+    """Raises ValueError where ``trainer`` would train in several processes: the others would wait for the cache's lock,
+    which the one that trains holds, and it for them."""
+    if (number := trainer(max_steps=1, logger=False).world_size) > 1:
+        raise ValueError(
+            f"select.py trains its scorers in one process, and this trainer has {number}: take trainer=default, or "
+            "train the scorer by `python train.py model=vqvlm trainer=ddp ...` and give select.py its checkpoint=..."
+        )
 
 
 def find_scorer(
@@ -56,7 +72,8 @@ def find_scorer(
         return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
     kind: Any = model.func
     read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
-    recipe = [kind.__qualname__, model.keywords, {**training, "checkpoint_every": 0}, seed, pool.hash]
+    how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in HOW_FAST}
+    recipe = [kind.__qualname__, model.keywords, {**training, **dict.fromkeys(HOW_FAST, 0)}, how, seed, pool.seen]
     recipe += [_digest(pool, name) for name in read]  # which the pool's hash does not cover
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = cache / "scorers" / digest
@@ -90,12 +107,12 @@ def score(
     pool: Pairs, model: Model, *, cache: Path, ledger: Ledger, batch_size: int, num_workers: int, name: str = MAIN
 ) -> Signals:
     """The signals for the pool by the scorer ``name``, computed where they are not yet in the cache."""
-    folder = cache / "signals" / pool.hash / fingerprint(model)
+    folder = cache / "signals" / pool.seen / fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip(), home=folder) as stage:
         missing = len(Signals(folder, len(pool)).missing())
         stage.cached = missing == 0
-        stage.images = 0 if stage.cached else len(pool)
+        stage.images, stage.devices = 0 if stage.cached else len(pool), int(model.device.type != "cpu")
         meter, scorer = Meter(), cast(Scorer, model)
         found = extract(pool, scorer, folder=folder, batch_size=batch_size, num_workers=num_workers, meter=meter)
         stage.flops = meter.flops

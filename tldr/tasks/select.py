@@ -40,15 +40,14 @@ from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
 from tldr.signal.panel import MAIN, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
-from tldr.tasks.scorer import Scorers
+from tldr.tasks.scorer import HOW_FAST, Scorers, refuse_several
 from tldr.tasks.writer import CaptionWriter
 
-# Of the configuration, what says which pairs are kept, and with what captions; and of that, what does not.
+# Of the configuration, what says which pairs are kept, and with what captions.
 _DECISIVE = (
-    "data", "selector", "refiner", "model", "checkpoint", "scorers", "training", "generation", "batch_size", "verify",
-    "max_bad_fraction",
+    "data", "selector", "refiner", "model", "checkpoint", "scorers", "training", "trainer", "generation", "batch_size",
+    "verify", "max_bad_fraction",
 )  # fmt: skip
-_HOW_FAST = ("num_workers", "checkpoint_every")
 
 
 def run(
@@ -89,6 +88,7 @@ def run(
     if explain is not None:
         print(explained(out, explain, cache=cache))
         return Pairs.open(out)
+    refuse_several(trainer)
     folder, cache, ledger = Path(out), Path(cache), Ledger()
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"names": dict(names), "compression": compression, "seed": seed}
@@ -180,7 +180,7 @@ def _refuse_to_replace(folder: Path, identity: Mapping[str, Any], config: Mappin
             _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
             for facts in (there, asked)
         )
-        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not key.endswith(_HOW_FAST))
+        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not key.endswith(HOW_FAST))
         if other:
             told = ", ".join(f"{key}={had.get(key)}" for key in other)
             raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")

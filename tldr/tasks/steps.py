@@ -1,12 +1,16 @@
 """Selectors that are made of others (`tldr.selector.base.Combination`) name them on the command line:
-``selector=chain selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``. Here names become configurations."""
+``selector=chain selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``. Here names become configurations, and what a
+run was asked for the name of its folder."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+LONGEST = 150  # characters of a part of a path; most file systems take 255
 
 Load = Callable[[Path], Mapping[str, Any]]
 
@@ -47,9 +51,18 @@ def _step(step: Any, folder: Path, load: Load) -> tuple[str, dict[str, Any]]:
 
 
 def plain_folder(out: str) -> str:
-    """An output folder without the signs of lists and mappings, which a command that is given the folder would read as
-    such: ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``."""
-    parent, slash, name = out.rpartition("/")
-    if not re.search(r"[\[{]", name):
-        return out
-    return parent + slash + re.sub(r"-?[\[\]{}:,]+[\[\]{}:, ]*", "-", name).replace("-__", "__").rstrip("-")
+    """An output folder whose part after ``//``, the command's overrides as Hydra joins them, is made a `plain_name`.
+    Other folders stay as they are."""
+    parent, mark, overrides = out.partition("//")
+    return str(Path(parent, plain_name(overrides))) if mark else out
+
+
+def plain_name(overrides: str) -> str:
+    """Overrides as one part of a path, and without the signs that Hydra's command line would read as something else
+    where it is given the folder: ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``. Of a long one a
+    beginning and a digest; of one with letters that Hydra takes in quotes alone, what is left of it and a digest."""
+    name = re.sub(r"-?[^\w.+-]+", "-", overrides, flags=re.ASCII).replace("-__", "__").rstrip("-")
+    if len(name) <= LONGEST and overrides.isascii():
+        return name
+    digest = hashlib.sha256(overrides.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{name[: LONGEST - 9]}-{digest}"

@@ -22,6 +22,7 @@ from tldr.report.tracking import CaptionTable, artifact_name, finish, log_file_a
 from tldr.tasks.fit import fit
 from tldr.tasks.pool import open_pool
 from tldr.tasks.resume import find_finished, identity_of
+from tldr.tasks.steps import plain_name
 
 
 def run(
@@ -30,7 +31,7 @@ def run(
     model: partial[Model],
     trainer: Callable[..., L.Trainer],
     logger: Callable[..., Logger],
-    names: Mapping[str, str],
+    names: Mapping[str, Any],
     max_steps: int,
     batch_size: int,
     seed: int,
@@ -59,9 +60,7 @@ def run(
     beside the checkpoint, or where it says. With ``resume``, a run that was killed goes on, and one that has ended
     is left alone.
     """
-    source = Path("outputs", names["data"], "full") if pairs is None else Path(pairs)
-    home = source.parent if source.suffix == ".arrow" else source
-    folder = Path(out) if out else home / f"{names['model']}-s{seed}" / names.get("overrides", "")
+    home, folder = folders(names, pairs=pairs, out=out, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
     ledger = Ledger()
     if pairs is None:
@@ -76,7 +75,7 @@ def run(
         if export:
             write_export(load_model(finished), folder, export)
         return finished
-    title = "-".join([names["model"], *home.parts[-2:], f"s{seed}"])
+    title = "-".join([names.get("experiment") or names["model"], *home.parts[-2:], f"s{seed}"])
     tracker = logger(name=title, job_type="train", save_dir=folder)
     tracker.log_hyperparams(dict(config or {}))
     experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
@@ -108,6 +107,16 @@ def run(
         write_export(module, folder, export)
     print(f"next: python evaluate.py checkpoint={folder} evaluator=retrieval data=...")
     return checkpoint
+
+
+def folders(
+    names: Mapping[str, Any], *, pairs: str | Path | None, out: str | Path | None, seed: int
+) -> tuple[Path, Path]:
+    """Where the pairs lie, and beside them where the run goes: named by its recipe or else its model."""
+    source = Path("outputs", names["data"], "full") if pairs is None else Path(pairs)
+    home = source.parent if source.suffix == ".arrow" else source
+    run = f"{names.get('experiment') or names['model']}-s{seed}"
+    return home, Path(out) if out else home / run / plain_name(names.get("overrides") or "")
 
 
 def write_export(module: Model, folder: Path, export: bool | str | Path) -> None:

@@ -58,7 +58,7 @@ class CaptionWriter:
 
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
         """A caption for each pair's picture; it depends on the seed, the size of batches and on ``draw`` alone."""
-        recipe = [pairs.hash, self.model, self.generation, self.seed, self.loading["batch_size"], draw]
+        recipe = [pairs.seen, self.model, self.generation, self.seed, self.loading["batch_size"], draw]
         key = json.dumps(recipe, sort_keys=True, default=str)
         file = self.cache / "captions" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ class CaptionWriter:
     def charge(self, stage: Stage) -> None:
         """Write into the ledger's ``stage`` what was spent since this was asked last, now or when captions that were
         found were written."""
-        stage.flops = self._flops() - self.charged
+        stage.flops, stage.devices = self._flops() - self.charged, int(self.scorers[MAIN].device.type != "cpu")
         stage.found_seconds, stage.found_flops = self.found_seconds, self.found_flops
         self.charged, self.found_seconds, self.found_flops = self._flops(), 0.0, 0.0
 
