@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def pool_of(cfg: dict[str, Any], conf: Path) -> tuple[list[str], list[str]]:
     return [f"data={data}", *sizes, *more], [f"data={data}_eval", *sizes, *more]
 
 
+@cache  # every run asks for it, several times
 def options_of(folder: Path, name: str) -> dict[str, Any]:
     """What the YAML of that name gives, unless it is overridden."""
     found: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))

@@ -52,6 +52,11 @@ def derive_uid(image: str, caption: str | bytes, repeat: int = 0) -> str:
     return digest.hexdigest()
 
 
+def home_of(path: str | Path) -> Path:
+    """The folder that `Pairs.open` reads: ``path``, or where the file of that name lies."""
+    return Path(path).parent if Path(path).suffix == ".arrow" else Path(path)
+
+
 def widen(table: pa.Table) -> pa.Table:
     """``table`` with 64-bit offsets in its texts, bytes and lists, also inside lists and structs: those of 40M pairs
     pass 2 GiB, and Arrow joins the chunks of what it takes rows from."""

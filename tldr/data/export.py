@@ -2,7 +2,8 @@
 
     annotations  annotations.json, BLIP's: [{"image": ..., "caption": ..., "uid": ...}]; ``data=json`` reads it back
     uids         uids.npy, DataComp's: the sorted 128-bit uids as pairs of uint64 (needs uids of 32 hex digits)
-    webdataset   shards/00000.tar, ...: the pictures' own bytes, the captions and uids, img2dataset's layout
+    webdataset   shards/00000.tar, ...: the pictures' own bytes, the captions and uids, img2dataset's layout;
+                 ``data=webdataset`` reads it back
 
 Shapes: n pairs.
 """

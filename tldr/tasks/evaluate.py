@@ -21,7 +21,7 @@ from tldr.data.pool import Verify
 from tldr.evaluator.base import Evaluator
 from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
-from tldr.pairs import Pairs
+from tldr.pairs import Pairs, home_of
 from tldr.report.tracking import finish, live_run
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import pick_device
@@ -70,8 +70,7 @@ def run(
         reading = {"verify": verify, "max_bad_fraction": max_bad_fraction, "cache": Path(cache), "ledger": ledger}
         measured, on = read(data, evaluator, folder, **reading), names["data"]
     else:
-        home = Path(pairs).parent if Path(pairs).suffix == ".arrow" else Path(pairs)
-        measured, on = dict.fromkeys(evaluator, Pairs.open(pairs)), home.resolve().name
+        measured, on = dict.fromkeys(evaluator, Pairs.open(pairs)), home_of(pairs).resolve().name
     for name, each in evaluator.items():
         each.check(models[chosen[name]], measured[name])  # all of them, before the first one spends an hour
 

@@ -17,7 +17,7 @@ from tldr.data.base import Reader
 from tldr.data.pool import Verify
 from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
-from tldr.pairs import Pairs
+from tldr.pairs import Pairs, home_of
 from tldr.report.tracking import CaptionTable, artifact_name, finish, log_file_artifact, use_pairs_artifact
 from tldr.tasks.fit import fit
 from tldr.tasks.pool import open_pool
@@ -113,8 +113,7 @@ def folders(
     names: Mapping[str, Any], *, pairs: str | Path | None, out: str | Path | None, seed: int
 ) -> tuple[Path, Path]:
     """Where the pairs lie, and beside them where the run goes: named by its recipe or else its model."""
-    source = Path("outputs", names["data"], "full") if pairs is None else Path(pairs)
-    home = source.parent if source.suffix == ".arrow" else source
+    home = Path("outputs", names["data"], "full") if pairs is None else home_of(pairs)
     run = f"{names.get('experiment') or names['model']}-s{seed}"
     return home, Path(out) if out else home / run / plain_name(names.get("overrides") or "")
 
