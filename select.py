@@ -23,6 +23,7 @@ else:
     from typing import Any
 
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
@@ -30,14 +31,14 @@ else:
     def main(cfg: DictConfig) -> None:
         """Run the task with what Hydra composed."""
         from tldr.tasks.select import run  # here, so that --help and --cfg need no torch
-        from tldr.tasks.steps import named_steps, plain_folder
+        from tldr.tasks.steps import named_steps, selection_folder
 
         def load(file: Path) -> Any:
             return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         config["selector"] = named_steps(config["selector"], Path(__file__).parent / "conf" / "selector", load)
-        config["out"] = plain_folder(config["out"])
+        config["out"] = selection_folder(config, HydraConfig.get().job.override_dirname)
         run(**instantiate(config, _convert_="all"), config=config)
 
     if __name__ == "__main__":

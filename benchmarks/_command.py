@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from tldr.data.pool import read_pool
 from tldr.pairs import Pairs
 from tldr.tasks import evaluate, select, train
-from tldr.tasks.steps import named_steps, plain_folder
+from tldr.tasks.steps import named_steps, selection_folder
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 TASKS: dict[str, Any] = {"select": select.run, "train": train.run, "evaluate": evaluate.run}
@@ -44,7 +44,7 @@ def arguments(script: str, *overrides: str) -> tuple[dict[str, Any], Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if script == "select":
         plain["selector"] = named_steps(plain["selector"], CONF / "selector", _load)
-        plain["out"] = plain_folder(plain["out"])
+        plain["out"] = selection_folder(plain, cfg.hydra.job.override_dirname)
     return instantiate(plain, _convert_="all"), plain
 
 

@@ -20,7 +20,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from torch import nn
 
 from tldr.nn.optimizer import adamw
-from tldr.tasks.steps import plain_folder
+from tldr.tasks.steps import selection_folder
 from tldr.tasks.train import folders
 
 ROOT = Path(__file__).parents[1]
@@ -184,7 +184,7 @@ def test_every_recipe_begins_from_what_another_leaves():
         line = f"{script}.py {' '.join(overrides)}"
         read |= dict.fromkeys(re.findall(r"=(outputs/\S+)", line), line)
         if script == "select":
-            written.add(plain_folder(cfg.out))
+            written.add(selection_folder(cfg, cfg.hydra.job.override_dirname))
         elif script == "train":
             written.add(str(folders(cfg.names, pairs=cfg.pairs, out=cfg.out, seed=cfg.seed)[1]))
     assert {folder: line for folder, line in read.items() if folder not in written} == {}

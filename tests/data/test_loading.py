@@ -137,6 +137,17 @@ def test_evaluation_sees_the_whole_picture(photo):
     assert np.array_equal(transform(32)(photo).permute(1, 2, 0), expected)
 
 
+def test_or_its_centre(photo):
+    """CLIP's: the shorter side is resized to the square's, and the middle of the longer one cut out."""
+    wide = np.asarray(photo.resize((48, 32), Image.Resampling.BICUBIC))
+    found, turned = (
+        transform(32, resize_mode="shortest")(picture).permute(1, 2, 0).numpy()
+        for picture in (photo, photo.transpose(Image.Transpose.TRANSPOSE))
+    )
+    assert np.array_equal(found, wide[:, 8:40])
+    assert np.abs(turned.swapaxes(0, 1).astype(int) - wide[:, 8:40]).max() <= 2  # rows first, then columns
+
+
 def test_randaugment_has_blips_ten_operations(photo, monkeypatch):
     # BLIP, data/__init__.py: RandomAugment(2, 5, isPIL=True, augs=[...])
     blip = "Identity AutoContrast Equalize Brightness Sharpness ShearX ShearY TranslateX TranslateY Rotate".split()

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.evaluator.conftest import numbered
 from tldr.data.loading import PairsDataset
 from tldr.data.tokenizer import Tokenizer
 from tldr.evaluator import retrieval
@@ -19,7 +20,7 @@ NAMES = [f"retrieval/{way}@{k}" for way in ("tr", "ir") for k in (1, 5, 10)]
 class Table(nn.Module):
     """Embeds picture i, which is all of brightness i, and a caption that ends in a number, by looking them up."""
 
-    image_size = 16
+    image_size, resize_mode = 16, "shortest"
     device = torch.device("cpu")
 
     def __init__(self, images: Tensor, texts: Tensor) -> None:
@@ -64,7 +65,7 @@ def owner():
 def pairs(tmp_path_factory, owner):
     root = tmp_path_factory.mktemp("pictures")
     for i in range(N_IMAGES):
-        Image.new("RGB", (16, 16), (i, i, i)).save(root / f"{i}.png")
+        numbered(i, size=16).save(root / f"{i}.png")
     images, captions = [f"{i}.png" for i in owner], [f"text {j}" for j in range(len(owner))]
     uids = [derive_uid(*pair) for pair in zip(images, captions, strict=True)]
     return Pairs.build({"uid": uids, "image": images, "caption": captions}, root=root)
@@ -242,7 +243,7 @@ def test_errors_say_what_to_do(pairs, embeddings):
 class OnlyJudge(nn.Module):
     """Matches by a table, and has no embeddings: as ViLT."""
 
-    image_size = 16
+    image_size, resize_mode = 16, "shortest"
     device = torch.device("cpu")
 
     def __init__(self, odds: Tensor) -> None:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from tests.evaluator.conftest import Fake
+from tests.evaluator.conftest import Fake, numbered
 from tldr.evaluator.video import Video
 from tldr.pairs import Pairs
 
@@ -53,7 +52,7 @@ def pairs(tmp_path):
         (tmp_path / f"v{clip}").mkdir()
         for frame in range(FRAMES):
             number = 8 * clip + frame
-            Image.new("RGB", (8, 8), (number, number, number)).save(tmp_path / f"v{clip}" / f"{frame}.png")
+            numbered(number).save(tmp_path / f"v{clip}" / f"{frame}.png")
     images = [f"v{clip}#frame={row % 8}/8" for row, clip in enumerate(OWNERS)]
     uids = [f"{row:03}" for row in range(len(OWNERS))]
     captions = [str(row) for row in range(len(OWNERS))]

@@ -1,11 +1,15 @@
+import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from tests.hub.conftest import SIZES, TEXTS, VISION, save_clip_tokenizer, spread
+from tldr.data.loading import PairsDataset
 from tldr.data.tokenizer import Tokenizer
 from tldr.hub.checkpoint import export, initialise, read
 from tldr.model.clip import Clip
+from tldr.pairs import Pairs
 
 
 @pytest.fixture
@@ -88,3 +92,30 @@ def test_what_is_not_a_published_clip_is_not_exported(theirs, tmp_path):
         model = Clip(tokenizer=str(weights.tokenizer), optimizer={}, **{**weights.arguments, **options})
         with pytest.raises(ValueError, match="loss=infonce"):
             export(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [(60, 31), (31, 60), (33, 24), (24, 24)])
+def test_pictures_are_seen_as_there(theirs, tmp_path, size):
+    """The centre of a picture, whether the folder says so or nothing, as OpenAI's says; and after export."""
+    noise = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    smooth = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "a.png")
+    pairs = Pairs.build({"uid": ["a"], "image": ["a.png"], "caption": ["a picture"]}, root=tmp_path)
+    size = VISION["image_size"]
+    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+    def seen(model: Clip) -> torch.Tensor:
+        picture = PairsDataset.seen_by(model, pairs)[0]["image"]
+        return ((picture / 255 - model.image_encoder.mean) / model.image_encoder.std)[None]
+
+    ours = load(tmp_path / "clip")
+    expected = processor(smooth, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(seen(ours), expected, atol=0.05, rtol=0)  # three levels of 255: theirs rounds elsewhere
+    processor.save_pretrained(tmp_path / "clip")
+    assert load(tmp_path / "clip").resize_mode == "shortest"
+    folder = export(ours, tmp_path / "out")
+    again = AutoImageProcessor.from_pretrained(folder)(smooth, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(again, expected)
+    assert torch.equal(seen(load(folder)), seen(ours))
+    CLIPImageProcessor(size={"height": 24, "width": 24}, do_center_crop=False).save_pretrained(tmp_path / "clip")
+    assert load(tmp_path / "clip").resize_mode == "squash"

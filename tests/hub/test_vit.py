@@ -73,9 +73,10 @@ def test_what_is_not_plain_is_not_exported(tmp_path):
         {"backbone": "vit", "class_token": False},
         {"backbone": "vit", "pre_norm": True},
         {"backbone": "vit", "patch_bias": False},
+        {"backbone": "vit", "resize_mode": "shortest"},
     ]
     for options in cases:
-        with pytest.raises(ValueError, match=r"no counterpart|patch_bias"):
+        with pytest.raises(ValueError, match=r"no counterpart|patch_bias|resize_mode=shortest"):
             export(ImageEncoder(**sizes, **options), tmp_path / "out")
 
 

@@ -134,8 +134,8 @@ def test_the_backbones_weights_are_the_heads_beginning(tmp_path):
 @torch.no_grad()
 def test_the_backbone_can_be_given_larger_pictures(tmp_path):
     before = save(backbone("vilt", TOKENIZER), tmp_path)
-    model = build(backbone=before, image={"image_size": 64, "drop_path": 0.1}).eval()
-    assert model.image_size == 64
+    model = build(backbone=before, image={"image_size": 64, "drop_path": 0.1, "resize_mode": "shortest"}).eval()
+    assert (model.image_size, model.resize_mode) == (64, "shortest")
     state = load_model(before).state_dict()
     same = [name for name, value in state.items() if torch.equal(model.backbone.state_dict()[name], value)]
     assert set(state) - set(same) <= {"network.image.vit.pos_embed"}

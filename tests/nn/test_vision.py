@@ -84,6 +84,11 @@ def test_gradient_checkpointing_gives_the_same_gradients(images):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+def test_an_unknown_way_to_resize_is_named():
+    with pytest.raises(ValueError, match=r"resize_mode='centre'; choose from squash, shortest"):
+        small(resize_mode="centre")
+
+
 @torch.no_grad()
 def test_a_plain_vit_has_the_sizes_it_is_given(images):
     sizes: dict[str, Any] = {"image_size": 64, "width": 24, "depth": 3, "heads": 2, "patch_size": 8, "mlp_ratio": 1.5}

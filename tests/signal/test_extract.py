@@ -25,7 +25,7 @@ ROWS = 48  # of a part; the pool of 400 makes nine, the last of 16
 class Scorer:
     """Says simple things about pairs, ``seconds`` a batch; remembers its rows, and stops after ``patience`` batches."""
 
-    image_size = 8
+    image_size, resize_mode = 8, "squash"
     device = torch.device("cpu")
 
     def __init__(self, *, seconds: float = 0.0, patience: int = 10**6) -> None:

@@ -3,11 +3,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tldr.data.loading import transform
 from tldr.model.blip import Blip
 from tldr.model.clip import Clip
+from tldr.pairs import Pairs
 from tldr.tasks.fit import fit
 
 VIT = {"backbone": "vit", "image_size": 32, "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
@@ -39,6 +43,25 @@ def test_buffers_are_those_of_the_last_step(tiny_pool, tmp_path):
     plain, averaged = (train(tiny_pool, tmp_path, model, max_steps=3, ema=ema) for ema in (None, 0.75))
     assert torch.equal(averaged["queue.added"], plain["queue.added"])
     assert torch.equal(averaged["queue.ids"], plain["queue.ids"])
+
+
+def test_training_sees_pictures_as_the_model_does(tmp_path):
+    Image.fromarray(np.arange(64 * 32 * 3, dtype=np.uint8).reshape(32, 64, 3)).save(tmp_path / "a.png")
+    rows = [str(row) for row in range(32)]
+    pairs = Pairs.build({"uid": rows, "image": ["a.png"] * 32, "caption": rows}, root=tmp_path)
+    seen = []
+
+    class Watching(Clip):
+        def losses(self, batch):
+            seen.append(batch["images"])
+            return super().losses(batch)
+
+    for resize_mode in ("squash", "shortest"):
+        image = VIT | {"resize_mode": resize_mode}
+        train(pairs, tmp_path, partial(Watching, **{**TOWERS, "image": image}), max_steps=1)
+        expected = transform(32, resize_mode=resize_mode)(Image.open(tmp_path / "a.png"))
+        assert torch.equal(seen.pop(), expected.expand(32, -1, -1, -1))
+    assert not seen
 
 
 def test_a_column_that_the_losses_need_is_asked_for(tiny_pool, tmp_path):

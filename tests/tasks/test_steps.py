@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from tldr.pairs import Pairs
 from tldr.selector.chain import Chain
 from tldr.selector.tldr import TLDR
-from tldr.tasks.steps import LONGEST, named_steps, plain_folder, plain_name
+from tldr.tasks.steps import LONGEST, named_steps, plain_name, selection_folder
 from tldr.tasks.train import folders
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
@@ -29,6 +29,12 @@ def composed(script: str, *overrides: str) -> DictConfig:
         cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return cfg
+
+
+def selected(*overrides: str) -> str:
+    """The folder of ``select.py``."""
+    cfg = composed("select", *overrides)
+    return selection_folder(cfg, cfg.hydra.job.override_dirname)
 
 
 def chain(*steps, **options) -> dict:
@@ -106,17 +112,20 @@ def test_a_single_name_is_no_list():
 @pytest.mark.parametrize(
     ("derived", "plain"),
     [
-        ("out//selector.steps-[semdedup,clip_score]", "out/selector.steps-semdedup-clip_score"),
-        ("out//a-[{b: {c: 0.1}},d]__seed-1", "out/a-b-c-0.1-d__seed-1"),
-        ("out//data.split-a__selector.target.root-/data/x", "out/data.split-a__selector.target.root-data-x"),
-        ("out//selector.steps-[a/b,c/d]__x-'1 2'", "out/selector.steps-a-b-c-d__x-1-2"),
-        ("out//", "out"),
-        ("my data: [old]/[kept]", "my data: [old]/[kept]"),
-        ("kept", "kept"),
+        ("selector.steps-[semdedup,clip_score]", "selector.steps-semdedup-clip_score"),
+        ("a-[{b: {c: 0.1}},d]__seed-1", "a-b-c-0.1-d__seed-1"),
+        ("data.split-a__selector.target.root-/data/x", "data.split-a__selector.target.root-data-x"),
+        ("selector.steps-[a/b,c/d]__x-'1 2'", "selector.steps-a-b-c-d__x-1-2"),
+        ("", ""),
     ],
 )
 def test_the_folder_has_no_sign_that_hydra_reads(derived, plain):
-    assert plain_folder(derived) == plain
+    assert plain_name(derived) == plain
+
+
+@pytest.mark.parametrize("out", ["my data: [old]/[kept]", "kept", "s3-mount//team/kept"])
+def test_a_folder_that_was_given_stays_as_it_is(out):
+    assert selected("selector=random", "seed=1", f"out='{out}'") == out
 
 
 def test_a_long_name_is_cut_and_still_tells_runs_apart(tmp_path):
@@ -140,7 +149,7 @@ def test_a_long_name_is_cut_and_still_tells_runs_apart(tmp_path):
     ],
 )
 def test_the_next_command_reads_the_folder_of_the_last(overrides):
-    out = plain_folder(composed("select", *overrides).out)
+    out = selected(*overrides)
     assert out.count("/") == 3
     train = composed("train", f"pairs={out}", "init_from=[a/b,c]", "max_steps=3")
     assert train.pairs == out
@@ -151,9 +160,8 @@ def test_the_next_command_reads_the_folder_of_the_last(overrides):
 
 
 def test_folders_are_named_by_data_selector_recipe_and_seed():
-    assert plain_folder(composed("select").out) == "outputs/shapes/tldr-c0.75-s0"
-    named = composed("select", "data=csv", "data.annotations=a.tsv", "data.name=cc3m", "seed=1")
-    assert plain_folder(named.out) == "outputs/cc3m/tldr-c0.75-s1"
+    assert selected() == "outputs/shapes/tldr-c0.75-s0"
+    assert selected("data=csv", "data.annotations=a.tsv", "data.name=cc3m", "seed=1") == "outputs/cc3m/tldr-c0.75-s1"
     for overrides, folder in {
         (): "outputs/shapes/full/blip-s0",
         ("pairs=outputs/x/pairs.arrow", "model=clip"): "outputs/x/clip-s0",

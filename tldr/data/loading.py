@@ -11,7 +11,7 @@ Shapes: N pairs, B of a batch, H = W = image_size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar, NotRequired, Protocol, TypedDict
 
 import lightning as L
 import numpy as np
@@ -78,15 +78,18 @@ class RandAugment(v2.RandAugment):
         return (name, found) if torch.rand(()) < self.p else ("Identity", dct["Identity"])
 
 
-def transform(image_size: int, augment: str = "none") -> v2.Transform:
-    """PIL RGB -> (3, H, W) uint8. ``none``: resize (evaluation); ``crop``: random resized crop of 0.2-1 of the area and
+def transform(image_size: int, augment: str = "none", resize_mode: str = "squash") -> v2.Transform:
+    """PIL RGB -> (3, H, W) uint8. ``none``: resize (evaluation) by ``resize_mode``, the whole picture or, for
+    ``shortest``, its centre (`tldr.nn.vision.ImageEncoder`); ``crop``: random resized crop of 0.2-1 of the area and
     flip; ``randaugment``: that, then `RandAugment` (BLIP's pre-training); ``finetune``: likewise of 0.5-1 of the area
-    (its fine-tuning); ``vilt``: the whole picture, then torchvision's RandAugment of two operations, colour among them
+    (its fine-tuning); ``vilt``: as ``none``, then torchvision's RandAugment of two operations, colour among them
     but neither inversion nor cutout, at 9 of 30 (ViLT's fine-tuning)."""
     if augment not in AUGMENTATIONS:
         raise ValueError(f"augment={augment!r}; choose from {', '.join(AUGMENTATIONS)}")
     bicubic = InterpolationMode.BICUBIC
     steps: list[torch.nn.Module] = [v2.Resize((image_size, image_size), bicubic)]
+    if resize_mode == "shortest":
+        steps = [v2.Resize(image_size, bicubic), v2.CenterCrop(image_size)]
     if augment == "vilt":
         steps.append(v2.RandAugment(2, 9))
     elif augment != "none":
@@ -95,6 +98,13 @@ def transform(image_size: int, augment: str = "none") -> v2.Transform:
     if augment in ("randaugment", "finetune"):
         steps.append(RandAugment(2, 5))
     return v2.Compose([*steps, v2.PILToTensor()])
+
+
+class Viewer(Protocol):
+    """What looks at pictures, squares of ``image_size`` pixels, made of others by ``resize_mode``."""
+
+    image_size: int
+    resize_mode: str
 
 
 class PairsDataset(Dataset[Sample]):
@@ -109,6 +119,7 @@ class PairsDataset(Dataset[Sample]):
         pairs: Pairs,
         *,
         image_size: int,
+        resize_mode: str = "squash",
         augment: str = "none",
         cache: bool = False,
         tolerant: bool = False,
@@ -121,13 +132,18 @@ class PairsDataset(Dataset[Sample]):
         if missing:
             raise ValueError(f"these pairs have no column {', '.join(missing)}; they have {', '.join(there)}")
         self.pairs = pairs
-        self.image_size, self.tolerant = image_size, tolerant
+        self.image_size, self.resize_mode, self.tolerant = image_size, resize_mode, tolerant
         self.columns, self.second = tuple(name for name in columns if name != SECOND), SECOND in columns
         self.store = ImageStore(pairs.root)
-        self.transform = transform(image_size, augment)
+        self.transform = transform(image_size, augment, resize_mode)
         encoded = pc.dictionary_encode(pairs.images).combine_chunks()
         self.image_ids = np.asarray(encoded.indices if len(pairs) else [], dtype=np.int64)
         self.cache: dict[str, Tensor] | None = {} if cache else None
+
+    @classmethod
+    def seen_by(cls, model: Viewer, pairs: Pairs, **options: Any) -> PairsDataset:
+        """The pairs with pictures as ``model`` takes them."""
+        return cls(pairs, image_size=model.image_size, resize_mode=model.resize_mode, **options)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -195,6 +211,7 @@ class PairsData(L.LightningDataModule):
         pairs: Pairs,
         *,
         image_size: int,
+        resize_mode: str = "squash",
         batch_size: int,
         augment: str = "none",
         cache: bool = False,
@@ -205,7 +222,8 @@ class PairsData(L.LightningDataModule):
         super().__init__()
         if len(pairs) < batch_size:
             raise ValueError(f"batch_size={batch_size}, but there are only {len(pairs)} pairs; lower batch_size")
-        self.dataset = PairsDataset(pairs, image_size=image_size, augment=augment, cache=cache, columns=columns)
+        options: dict[str, Any] = {"augment": augment, "cache": cache, "columns": columns}
+        self.dataset = PairsDataset(pairs, image_size=image_size, resize_mode=resize_mode, **options)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.loader: OrderedLoader | None = None
         self._restored: Mapping[str, int] | None = None

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tldr.data.loading import Viewer
 from tldr.metric.rank import Match
 from tldr.pairs import Pairs
 
 
-class Seeing(Protocol):
+class Seeing(Viewer, Protocol):
     """A model that takes pictures."""
 
-    image_size: int
     device: torch.device
 
 

@@ -68,7 +68,7 @@ class Captioning(Evaluator):
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
         """``captioning/bleu1`` to ``bleu4``, ``meteor``, ``rouge_l``, ``cider``, ``spice``, and how many ``images``."""
         self.check(model, pairs)
-        dataset = PairsDataset(pairs, image_size=cast(Writer, model).image_size)
+        dataset = PairsDataset.seen_by(cast(Writer, model), pairs)
         _, rows = np.unique(dataset.image_ids, return_index=True)
         references: list[list[str]] = [[] for _ in rows]
         for image_id, caption in zip(dataset.image_ids.tolist(), pairs.captions.to_pylist(), strict=True):

@@ -68,7 +68,7 @@ class Classification(Evaluator):
         classifier = cast(Classifier, model)
         places = {label: place for place, label in enumerate(classifier.classes)}
         own = torch.tensor([places[label] for label in pairs.table[self.column].to_pylist()])
-        dataset = PairsDataset(pairs, image_size=classifier.image_size)
+        dataset = PairsDataset.seen_by(classifier, pairs)
         hits = torch.zeros(len(RANKS), dtype=torch.float64)
         with evaluating(model), self.bar("classify", len(pairs), " images") as bar:
             for batch in ordered_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers):

@@ -53,7 +53,7 @@ class Nlvr2(Evaluator):
         """``nlvr2/accuracy`` and ``nlvr2/consistency`` in percent, and how many ``sentences`` were judged."""
         self.check(model, pairs)
         judge, odds = cast(Judge, model), []
-        dataset = PairsDataset(pairs, image_size=judge.image_size, columns=_second(model))
+        dataset = PairsDataset.seen_by(judge, pairs, columns=_second(model))
         with evaluating(model), self.bar("judge", len(pairs), " sentences") as bar:
             for batch in ordered_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers):
                 odds.append(judge.judge(on_device(cast(Mapping[str, Any], batch), judge.device)).float().cpu())

@@ -74,7 +74,7 @@ class Retrieval(Evaluator):
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
         """``retrieval/tr@1`` to ``ir@10``, their ``mean``, and how many ``images`` and ``texts`` there are."""
         self.check(model, pairs)
-        dataset = PairsDataset(pairs, image_size=as_dual(model).image_size)
+        dataset = PairsDataset.seen_by(as_dual(model), pairs)
         captions: list[str] = pairs.captions.to_pylist()
         with evaluating(model):
             embeds = isinstance(model, DualEncoder)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tldr.data.images import ImageError, ImageStore
-from tldr.data.loading import transform
+from tldr.data.loading import Viewer, transform
 from tldr.evaluator.base import (
     DualEncoder,
     Evaluator,
@@ -40,9 +40,9 @@ _FRAME = re.compile(r"(?P<clip>.+)#frame=\d+/\d+", re.DOTALL)
 class Clips(Dataset[Tensor]):
     """(F, 3, H, W) uint8 frames of each clip."""
 
-    def __init__(self, clips: list[str], root: str, *, frames: int, image_size: int) -> None:
+    def __init__(self, clips: list[str], root: str, *, frames: int, model: Viewer) -> None:
         self.clips, self.frames = clips, frames
-        self.store, self.transform = ImageStore(root), transform(image_size)
+        self.store, self.transform = ImageStore(root), transform(model.image_size, resize_mode=model.resize_mode)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -142,7 +142,7 @@ class Video(Evaluator):
     ) -> tuple[Tensor, Tensor]:
         """(K, E) embeddings of the clips and their (K, F * L, D) tokens, on the CPU: those asked for."""
         dual = as_dual(model)
-        dataset = Clips(clips, root, frames=self.frames, image_size=dual.image_size)
+        dataset = Clips(clips, root, frames=self.frames, model=dual)
         embeddings, tokens = [], []
         with self.bar("see clips", len(clips), " clips") as bar:
             for frames in DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers):

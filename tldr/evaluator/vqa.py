@@ -55,7 +55,7 @@ class Vqa(Evaluator):
                 f"vqa: {len(unanswered)} questions have no answers, question {unanswered[0]} for one: a test set whose "
                 "answers are not public? Evaluate on one that has them"
             )
-        dataset = PairsDataset(pairs, image_size=cast(Answerer, model).image_size)
+        dataset = PairsDataset.seen_by(cast(Answerer, model), pairs)
         said: list[str] = []
         with evaluating(model), self.bar("answer", len(pairs), " questions") as bar:
             answerer = cast(Answerer, model)

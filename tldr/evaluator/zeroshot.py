@@ -76,7 +76,7 @@ class Zeroshot(Evaluator):
         self.check(model, pairs)
         names, own = self._labels(pairs)
         texts = [template.replace("{}", name) for name in names for template in self.templates]
-        dataset = PairsDataset(pairs, image_size=as_dual(model).image_size)
+        dataset = PairsDataset.seen_by(as_dual(model), pairs)
         embeds = isinstance(model, DualEncoder)
         if not embeds:
             check_matches(len(pairs) * len(texts), self.max_matches, "zeroshot")

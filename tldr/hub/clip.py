@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tldr.hub import naming, vit
 from tldr.hub.checkpoint import Weights
-from tldr.hub.folder import normalisation, tokenizer_of, write, write_processor
+from tldr.hub.folder import normalisation, resize_mode, tokenizer_of, write, write_processor
 from tldr.nn.text import Attention, Layer, TextTransformer
 from tldr.nn.vision import ImageEncoder
 
@@ -70,6 +70,7 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
         if "log_scale" in found:
             found["log_scale"] = found["log_scale"].reshape(1)  # a scalar there
         covers |= naming.empty(HEADS)
+        arguments["image"]["resize_mode"] = resize_mode(folder)
         arguments |= {"embed_dim": full["projection_dim"], "text_pooling": "end", "causal": True, "loss": "infonce"}
     return Weights("CLIPModel", arguments, found, tuple(covers), tokenizer.json if tokenizer else None)
 

@@ -23,26 +23,37 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
 
 def normalisation(folder: Path, **default: Any) -> dict[str, Any]:
     """``mean`` and ``std`` of the pictures, as the folder says."""
-    file = folder / "preprocessor_config.json"
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = _preprocessor(folder)
     found = {name: settings.get(f"image_{name}", default.get(name)) for name in ("mean", "std")}
     return {name: [float(v) for v in value] for name, value in found.items() if value is not None}
+
+
+def resize_mode(folder: Path) -> str:
+    """How a CLIP's pictures become squares, as the folder says: by default their centre."""
+    return "shortest" if _preprocessor(folder).get("do_center_crop", True) else "squash"
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    file = folder / "preprocessor_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def write_processor(encoder: ImageEncoder, kind: str, folder: Path) -> None:
     """Write preprocessor_config.json: how pictures become the encoder's input. ``kind`` is the class there."""
     size = {"height": encoder.image_size, "width": encoder.image_size}
+    centre = encoder.resize_mode == "shortest"
     settings = {
         "image_processor_type": kind,
         "do_resize": True,
-        "size": size,
+        "size": {"shortest_edge": encoder.image_size} if centre else size,
         "resample": 3,  # bicubic
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": encoder.mean.flatten().tolist(),
         "image_std": encoder.std.flatten().tolist(),
-        "do_center_crop": False,
+        "do_center_crop": centre,
+        **({"crop_size": size} if centre else {}),
     }
     text = json.dumps(settings, indent=2)
     (folder / "preprocessor_config.json").write_text(text + "\n", encoding="utf-8")

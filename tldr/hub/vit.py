@@ -125,6 +125,8 @@ def image_settings(encoder: ImageEncoder, *, pre_norm: bool = False) -> dict[str
     if not plain or isinstance(vit.norm_pre, nn.Identity) == pre_norm or isinstance(vit.norm, nn.Identity):
         kind = "CLIP's, with a norm before its blocks" if pre_norm else "the plain one"
         raise ValueError(f"this image encoder is not {kind} with a class token: it has no counterpart in transformers")
+    if encoder.resize_mode != "squash" and not pre_norm:
+        raise ValueError(f"there, only CLIP sees the centre of pictures (image.resize_mode={encoder.resize_mode})")
     if (embed.proj.bias is None) != pre_norm:
         raise ValueError("there, patches have a bias unless it is CLIP (image.patch_bias)")
     blocks: Any = vit.blocks

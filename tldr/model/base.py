@@ -37,6 +37,7 @@ class Model(L.LightningModule, ABC):
     head_names: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of parameters that ``head_lr_scale`` is for
     compiled: tuple[type[nn.Module], ...] = (ImageEncoder, TextTransformer)  # networks worth compiling; a backbone's
     image_size: int
+    resize_mode: str = "squash"  # how pictures become squares of that size: see `tldr.nn.vision.ImageEncoder`
     indivisible: str = ""  # what of it runs its layers more often for one batch than for another, and so not by FSDP
 
     def __init__(self, *, optimizer: Mapping[str, Any]) -> None:

@@ -88,6 +88,7 @@ class Blip(Model):
         self.tokenizer = Tokenizer(tokenizer)
         image_encoder = ImageEncoder(**image)
         width, self.image_size = image_encoder.width, image_encoder.image_size
+        self.resize_mode = image_encoder.resize_mode
         text_model = TextTransformer(len(self.tokenizer), image_width=width, separate_decoder=True, **text)
         scale_weights(text_model, init_std / BERT_STD)
         self.encoders = Encoders(image_encoder, text_model, embed_dim, text_pooling)

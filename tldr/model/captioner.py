@@ -76,7 +76,7 @@ class Captioner(Model):
         self.save_hyperparameters()
         self.tokenizer = Tokenizer(tokenizer)
         self.image_encoder = ImageEncoder(**image)
-        width = self.image_encoder.width
+        width, self.resize_mode = self.image_encoder.width, self.image_encoder.resize_mode
         self.image_size = self.image_encoder.image_size
         self.decoder = TextTransformer(len(self.tokenizer), image_width=width, **text)
         scale_weights(self.decoder, init_std / BERT_STD)

@@ -62,7 +62,7 @@ class Clip(Model):
         self.text_encoder = TextTransformer(len(self.tokenizer), **text)
         self.text_encoder.head.requires_grad_(False)  # it writes nothing: DDP refuses weights that no loss reaches
         self.text_encoder.head_bias.requires_grad_(False)
-        self.image_size = self.image_encoder.image_size
+        self.image_size, self.resize_mode = self.image_encoder.image_size, self.image_encoder.resize_mode
         self.image_projection = nn.Linear(self.image_encoder.width, embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_encoder.width, embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))

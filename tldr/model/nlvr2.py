@@ -72,7 +72,7 @@ class Nlvr2(Model):
             {"backbone": describe(model), "optimizer": dict(optimizer), "fusion": fusion, "pictures": pictures}
         )
         self.backbone, self.fusion, self.pictures = model, fusion, pictures
-        self.image_size, self.compiled = model.image_size, model.compiled
+        self.image_size, self.resize_mode, self.compiled = model.image_size, model.resize_mode, model.compiled
         if pictures == 1:
             self.columns = ("label",)  # NLVR's files name one picture
         twin = fusion == "twin" and pictures == 2

@@ -68,7 +68,7 @@ class Vilt(Model):
             raise ValueError(f"ranked={ranked}: so many captions of others, 15 as published, or 0 for pre-training")
         self.tokenizer = Tokenizer(tokenizer)
         encoder = ImageEncoder(**image)
-        self.image_size, self.joint_width = encoder.image_size, encoder.width
+        self.image_size, self.resize_mode, self.joint_width = encoder.image_size, encoder.resize_mode, encoder.width
         self.network = JointTransformer(encoder, TextTransformer(len(self.tokenizer), **text))
         if not image.get("pretrained"):
             self.network.widen_start()

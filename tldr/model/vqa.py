@@ -99,7 +99,7 @@ class Vqa(Model):
         )  # fmt: skip
         self.indivisible = "model.mode=rank" if mode == "rank" else ""  # `answer_nll` runs once for each length
         self.backbone, self.mode, self.num_answers, self.top_k = model, mode, num_answers, top_k
-        self.image_size, self.compiled = model.image_size, model.compiled
+        self.image_size, self.resize_mode, self.compiled = model.image_size, model.resize_mode, model.compiled
         self.answers: list[str] = []
         self.decoder: TextTransformer | None = None
         self.head: nn.Module | None = None

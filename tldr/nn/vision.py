@@ -24,6 +24,7 @@ from tldr.nn.text import ACTIVATIONS
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 PLAIN = ("conv_stem", "vit")  # the encoders whose sizes the user gives
+RESIZE_MODES = ("squash", "shortest")
 
 
 class ConvStem(nn.Module):
@@ -61,7 +62,8 @@ class ImageEncoder(nn.Module):
     first block, as CLIP's), ``class_token`` and ``patch_bias`` (the patch convolution's; None: unless ``pre_norm``).
 
     ``pretrained`` asks timm for its weights (a download). ``mean`` and ``std`` (three numbers) normalise the pictures:
-    CLIP's and BLIP's unless given.
+    CLIP's and BLIP's unless given. ``resize_mode`` says how pictures become squares before: ``squash``, the whole
+    picture, or ``shortest``, its centre, once the shorter side has ``image_size`` pixels (CLIP's).
     """
 
     mean: Tensor
@@ -84,11 +86,14 @@ class ImageEncoder(nn.Module):
         patch_bias: bool | None = None,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
+        resize_mode: str = "squash",
         pretrained: bool = False,
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode={resize_mode!r}; choose from {', '.join(RESIZE_MODES)}")
         if backbone in PLAIN and (pretrained or None in (width, depth, heads)):
             raise ValueError(f"backbone={backbone} needs width, depth and heads, and has no pretrained weights")
         if backbone == "conv_stem":
@@ -133,7 +138,7 @@ class ImageEncoder(nn.Module):
             )
         vit.set_grad_checkpointing(gradient_checkpointing)
         self.vit = vit
-        self.image_size = image_size
+        self.image_size, self.resize_mode = image_size, resize_mode
         self.width: int = vit.num_features
         self.num_prefix_tokens: int = vit.num_prefix_tokens
         self.num_tokens: int = vit.patch_embed.num_patches

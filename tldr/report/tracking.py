@@ -226,7 +226,7 @@ class CaptionTable(L.Callback):
         self._logged = trainer.global_step
         dataset: PairsDataset = trainer.datamodule.dataset  # pyright: ignore[reportAttributeAccessIssue]
         rows = np.unique(np.linspace(0, len(dataset) - 1, self.count).round().astype(int)).tolist()
-        plain = PairsDataset(dataset.pairs, image_size=dataset.image_size)  # without augmentation
+        plain = PairsDataset.seen_by(dataset, dataset.pairs)  # without augmentation
         with isolate_rng():  # a loader draws a seed, too
             batch = next(iter(ordered_loader(Subset(plain, rows), batch_size=len(rows))))
             captions = self._generate(trainer, module, batch["images"].to(module.device))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from tqdm import tqdm
 
-from tldr.data.loading import Batch, PairsDataset, ordered_loader
+from tldr.data.loading import Batch, PairsDataset, Viewer, ordered_loader
 from tldr.ledger import Meter
 from tldr.pairs import Pairs
 from tldr.signal.store import PART_ROWS, Signals
@@ -28,10 +28,8 @@ DTYPES: Mapping[str, Any] = {"codes": np.uint16, "embedding": np.float16, "text_
                              "alignment": np.float32, "tokens": np.uint16}  # fmt: skip
 
 
-class Scorer(Protocol):
+class Scorer(Viewer, Protocol):
     """A model that has something to say about pairs."""
-
-    image_size: int
 
     @property
     def device(self) -> Any:
@@ -70,7 +68,7 @@ def extract(
     for name, value in model.constants().items():
         signals.write_constant(name, value.detach().float().cpu().numpy())
     columns = getattr(model, "columns", ())  # a classifier's labels
-    dataset = PairsDataset(pool, image_size=model.image_size, tolerant=True, columns=columns)
+    dataset = PairsDataset.seen_by(model, pool, tolerant=True, columns=columns)
     total = sum(min(PART_ROWS, len(pool) - number * PART_ROWS) for number in todo)
     with tqdm(total=total, desc="extracting signals", unit="pair", disable=not progress) as bar:
         for number in todo:

@@ -141,6 +141,7 @@ def fit(
     data = PairsData(
         pairs,
         image_size=size,
+        resize_mode=module.resize_mode,
         batch_size=batch_size,
         augment=augment,
         cache=augment == "none" and num_workers == 0 and len(pairs) * 3 * size * size <= CACHED_PICTURES,

@@ -50,11 +50,14 @@ def _step(step: Any, folder: Path, load: Load) -> tuple[str, dict[str, Any]]:
     return name, named_steps({**config, **options}, folder, load)
 
 
-def plain_folder(out: str) -> str:
-    """An output folder whose part after ``//``, the command's overrides as Hydra joins them, is made a `plain_name`.
-    Other folders stay as they are."""
-    parent, mark, overrides = out.partition("//")
-    return str(Path(parent, plain_name(overrides))) if mark else out
+def selection_folder(config: Mapping[str, Any], overrides: str) -> str:
+    """Where a selection goes: ``out`` as it was given, or else a folder named by data, selector, compression and seed,
+    and in it one named by the other overrides as Hydra joins them, made a `plain_name`."""
+    if config["out"]:
+        return str(config["out"])
+    names, seed = config["names"], config["seed"]
+    name = f"{names['selector']}-c{config['compression']}-s{seed}"
+    return str(Path("outputs", names["data"], name, plain_name(overrides)))
 
 
 def plain_name(overrides: str) -> str:

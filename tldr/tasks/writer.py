@@ -88,7 +88,7 @@ class CaptionWriter:
         return sum(meter.flops for meter in self.meters.values())
 
     def _batches(self, pairs: Pairs, model: Any, title: str) -> Any:
-        dataset, meter = PairsDataset(pairs, image_size=model.image_size), self.meters.setdefault(title, Meter())
+        dataset, meter = PairsDataset.seen_by(model, pairs), self.meters.setdefault(title, Meter())
         with tqdm(total=len(pairs), desc=title, unit="pair") as bar:
             for batch in ordered_loader(dataset, **self.loading):
                 batch["images"] = batch["images"].to(model.device)
