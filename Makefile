@@ -49,5 +49,5 @@ $(STAMP): pyproject.toml constraints.txt
 		echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); name another: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@echo 'Installing into .venv, once: several gigabytes, a few minutes'
-	$(BIN)/python -m pip install --editable '.[dev,metrics,video]' --constraint constraints.txt
+	$(BIN)/python -m pip install --editable '.[dev,metrics,ray,video]' --constraint constraints.txt
 	@touch $@

@@ -116,7 +116,7 @@ def test_forgetting_is_what_a_plain_count_finds(pool, tmp_path, monkeypatch):
             expected.append(flips if any(right) else most)
     expected = np.reshape(expected, (N, 2)).mean(1)
     assert len(set(expected)) > 2, "the test wants pairs that were forgotten and pairs that were not"
-    signals = extract(pool, load_model(tmp_path), folder=tmp_path / "signals", progress=False)  # pyright: ignore
+    signals = extract(pool, load_model(tmp_path), folder=tmp_path / "signals")  # pyright: ignore
     np.testing.assert_allclose(signals["forgetting"].read(), expected)
     assert model.classes == ["blue", "red"]
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,8 +58,8 @@ def parts(monkeypatch):
         monkeypatch.setattr(holder, "PART_ROWS", ROWS)
 
 
-def run(pool: Pairs, folder: Path, scorer=None, **options) -> Signals:
-    return extract(pool, scorer or Scorer(), folder=folder, **({"batch_size": 20, "progress": False} | options))
+def run(pool: Pairs, folder: Path, scorer=None, **options: Any) -> Signals:
+    return extract(pool, scorer or Scorer(), folder=folder, **{"batch_size": 20, **options})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -113,7 +114,7 @@ from tldr.pairs import Pairs
 from tldr.signal import extract as module, store
 
 store.PART_ROWS = module.PART_ROWS = ROWS
-module.extract(Pairs.open(sys.argv[1]), Scorer(seconds=0.1), folder=sys.argv[2], batch_size=20, progress=False)
+module.extract(Pairs.open(sys.argv[1]), Scorer(seconds=0.1), folder=sys.argv[2], batch_size=20)
 """
 
 

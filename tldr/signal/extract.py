@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Subset
-from tqdm import tqdm
 
 from tldr.data.loading import Batch, PairsDataset, Viewer, ordered_loader
 from tldr.ledger import Meter
@@ -54,38 +53,37 @@ def extract(
     num_workers: int = 0,
     parts: Sequence[int] | None = None,
     meter: Meter | None = None,
-    progress: bool = True,
+    tick: Callable[[int], Any] = lambda _: None,
 ) -> Signals:
     """Compute what is missing of ``model``'s signals for ``pool`` in ``folder``; return them.
 
     ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``;
-    ``meter`` counts the work.
+    ``meter`` counts the work, and ``tick`` is told of every batch how many pairs it had.
     """
     signals = Signals(folder, len(pool))
-    todo = [number for number in signals.missing() if parts is None or number in parts]
+    asked = set(range(signals.parts) if parts is None else parts)
+    todo = [number for number in signals.missing() if number in asked]
     if not todo:
         return signals
     for name, value in model.constants().items():
         signals.write_constant(name, value.detach().float().cpu().numpy())
     columns = getattr(model, "columns", ())  # a classifier's labels
     dataset = PairsDataset.seen_by(model, pool, tolerant=True, columns=columns)
-    total = sum(min(PART_ROWS, len(pool) - number * PART_ROWS) for number in todo)
-    with tqdm(total=total, desc="extracting signals", unit="pair", disable=not progress) as bar:
-        for number in todo:
-            rows = range(number * PART_ROWS, min((number + 1) * PART_ROWS, len(pool)))
-            loader = ordered_loader(Subset(dataset, rows), batch_size=batch_size, num_workers=num_workers)
-            found: dict[str, list[np.ndarray]] = {}
-            errors: dict[int, str] = {}
-            for batch in loader:
-                errors.update(zip(batch["rows"].tolist(), batch["errors"], strict=True))
-                batch["images"] = batch["images"].to(model.device)
-                with meter.batch(len(batch["captions"])) if meter else nullcontext():
-                    values = model.signals(batch)
-                for name, value in values.items():
-                    found.setdefault(name, []).append(value.float().cpu().numpy().astype(DTYPES.get(name, np.float32)))
-                bar.update(len(batch["captions"]))
-            arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
-            signals.write_part(number, arrays, {row: why for row, why in errors.items() if why})
+    for number in todo:
+        rows = range(number * PART_ROWS, min((number + 1) * PART_ROWS, len(pool)))
+        loader = ordered_loader(Subset(dataset, rows), batch_size=batch_size, num_workers=num_workers)
+        found: dict[str, list[np.ndarray]] = {}
+        errors: dict[int, str] = {}
+        for batch in loader:
+            errors.update(zip(batch["rows"].tolist(), batch["errors"], strict=True))
+            batch["images"] = batch["images"].to(model.device)
+            with meter.batch(len(batch["captions"])) if meter else nullcontext():
+                values = model.signals(batch)
+            for name, value in values.items():
+                found.setdefault(name, []).append(value.float().cpu().numpy().astype(DTYPES.get(name, np.float32)))
+            tick(len(batch["captions"]))
+        arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
+        signals.write_part(number, arrays, {row: why for row, why in errors.items() if why})
     return signals
 
 

@@ -9,22 +9,24 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 
-from tldr.ledger import Ledger, Meter
+from tldr.engine import Engine
+from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
-from tldr.signal.extract import Scorer, extract, fingerprint
+from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN, Panel, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.begin import Beginning
 from tldr.tasks.fit import fit
 from tldr.tasks.resume import LAST
+from tldr.tasks.spread import PortableModel, PortablePairs, Scoring
 
 # Of the settings of data loading and Trainer, those that say how, and not what is learned.
 HOW_FAST = (
@@ -104,19 +106,23 @@ def _is_ours(path: Path) -> bool:
 
 
 def score(
-    pool: Pairs, model: Model, *, cache: Path, ledger: Ledger, batch_size: int, num_workers: int, name: str = MAIN
+    pool: Pairs, model: Model, *, cache: Path, engine: Engine, ledger: Ledger, name: str = MAIN, **loading: int
 ) -> Signals:
-    """The signals for the pool by the scorer ``name``, computed where they are not yet in the cache."""
+    """The signals for the pool by the scorer ``name``, computed by ``engine`` where they are not yet in the cache;
+    ``loading`` are batch_size and num_workers."""
     folder = cache / "signals" / pool.seen / fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip(), home=folder) as stage:
-        missing = len(Signals(folder, len(pool)).missing())
-        stage.cached = missing == 0
-        stage.images, stage.devices = 0 if stage.cached else len(pool), int(model.device.type != "cpu")
-        meter, scorer = Meter(), cast(Scorer, model)
-        found = extract(pool, scorer, folder=folder, batch_size=batch_size, num_workers=num_workers, meter=meter)
-        stage.flops = meter.flops
-    return found
+        signals = Signals(folder, len(pool))
+        missing = signals.missing()
+        stage.cached, stage.images = not missing, len(pool) if missing else 0
+        if missing:
+            sent = PortableModel(model), PortablePairs(pool, cache / "pools")
+            task = Scoring(*sent, **loading, folder=folder.resolve())
+            tallies = list(task.run(engine, missing, "extracting signals"))
+            stage.flops = sum(tally.flops for tally in tallies)
+            stage.devices = len({tally.accelerator for tally in tallies} - {""})
+    return signals
 
 
 class Scorers:

@@ -21,6 +21,7 @@ from tldr.atomic import atomic_path, write_json
 from tldr.data.base import Reader
 from tldr.data.export import export
 from tldr.data.pool import Pool, Verify
+from tldr.engine import Engine
 from tldr.ledger import Ledger
 from tldr.model.base import Model
 from tldr.pairs import Pairs
@@ -57,6 +58,7 @@ def run(
     refiner: Refiner,
     model: partial[Model],
     trainer: Callable[..., L.Trainer],
+    engine: Engine,
     logger: Callable[..., Logger],
     names: Mapping[str, str],
     compression: float,
@@ -83,7 +85,8 @@ def run(
     ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner
     needs one; ``scorers`` has the same of others by the names that selectors call them (`tldr.signal.panel`), each a
     ``model``, and perhaps ``checkpoint`` and what differs in ``training``. ``names`` says what the parts are called in
-    the configuration: data, selector, refiner. With ``explain``, print what the finished selection in ``out`` tells of
+    the configuration: data, selector, refiner. ``engine`` has signals and captions computed, by several processes or
+    machines if it is asked to. With ``explain``, print what the finished selection in ``out`` tells of
     these uids, and return it."""
     if explain is not None:
         print(explained(out, explain, cache=cache))
@@ -104,7 +107,7 @@ def run(
 
     signals, target, writer = None, None, None
     writes = refiner.needs_writer or selector.needs_writer
-    extraction = {"batch_size": batch_size, "num_workers": num_workers}
+    extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine}
     judges = Scorers.find(
         pool, {*scorers_of((*selector.needs, *refiner.needs)), *([MAIN] if writes else [])},
         {MAIN: {"model": model, "checkpoint": checkpoint}, **(scorers or {})}, device=device, extraction=extraction,

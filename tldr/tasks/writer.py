@@ -1,6 +1,7 @@
 """Captions by the main scorer, for refiners and for selectors that compare with them.
 
-What a model writes of a pool is kept in the cache: jobs of a sweep share it.
+What a model writes of a pool is kept in the cache, part by part: jobs of a sweep share it, and one that was killed goes
+on with what is missing.
 
 Shapes: n pairs.
 """
@@ -9,36 +10,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from filelock import FileLock
-from tqdm import tqdm
 
-from tldr.atomic import atomic_path
-from tldr.data.loading import PairsDataset, ordered_loader
-from tldr.ledger import Meter, Stage
+from tldr.engine import Engine
+from tldr.ledger import Stage
 from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN
+from tldr.signal.store import PART_ROWS
+from tldr.tasks.spread import Aligning, PortableModel, PortablePairs, Spread, Tally, Writing
 
 
 class CaptionWriter:
-    """The main scorer writes captions in batches; all of the ``scorers`` say how well captions fit. ``cache`` is where
-    captions are kept."""
+    """The main scorer writes captions in batches; all of the ``scorers`` say how well captions fit; ``engine`` has
+    them do it. ``cache`` is where captions are kept."""
 
     def __init__(
         self,
         scorers: Mapping[str, Model],
         *,
         cache: Path,
+        engine: Engine,
         batch_size: int,
         num_workers: int,
         seed: int,
@@ -49,62 +48,56 @@ class CaptionWriter:
             raise ValueError(
                 f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... or choose refiner=none"
             )
-        self.scorers: dict[str, Any] = dict(scorers)
-        self.cache, self.loading = cache, {"batch_size": batch_size, "num_workers": num_workers}
+        self.scorers, self.engine, self.cache = dict(scorers), engine, cache
+        self.loading = {"batch_size": batch_size, "num_workers": num_workers}
         self.model = fingerprint(model)
         self.seed, self.generation = seed, dict(generation)
-        self.meters: dict[str, Meter] = {}  # by what is done
-        self.found_seconds = self.found_flops = self.charged = 0.0
+        self.found_seconds = self.found_flops = self.flops = 0.0  # since `charge` was asked last
+        self.accelerators: set[str] = set()
 
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
         """A caption for each pair's picture; it depends on the seed, the size of batches and on ``draw`` alone."""
         recipe = [pairs.seen, self.model, self.generation, self.seed, self.loading["batch_size"], draw]
         key = json.dumps(recipe, sort_keys=True, default=str)
-        file = self.cache / "captions" / f"{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.parquet"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")):
-            if not file.is_file():
-                return self._write(pairs, draw, file)
-            kept = pq.read_table(file)
-        cost = json.loads((kept.schema.metadata or {})[b"cost"])
-        self.found_seconds += cost["seconds"]
-        self.found_flops += cost["flops"]
-        return kept["caption"].to_pylist()
+        folder = self.cache / "captions" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        options = {"folder": folder.resolve(), "generation": self.generation, "seed": self.seed, "draw": draw}
+        task = Writing(*self._sent(pairs, MAIN), **self.loading, **options)
+        parts = range(-(-len(pairs) // PART_ROWS))
+        with FileLock(folder / "lock"):
+            missing = [number for number in parts if not task.file(number).is_file()]
+            self._run(task, missing, "writing captions")
+        captions: list[str] = []
+        for number in parts:
+            kept = pq.read_table(task.file(number))
+            captions += kept["caption"].to_pylist()
+            if number not in missing:
+                cost = json.loads((kept.schema.metadata or {})[b"cost"])
+                self.found_seconds += cost["seconds"]
+                self.found_flops += cost["flops"]
+        return captions
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
         """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
-        model = self.scorers[scorer]
-        batches = self._batches(pairs, model, f"aligning captions {scorer}".strip())
-        return np.concatenate([model.signals(batch)["alignment"].float().cpu().numpy() for batch in batches])
+        parts = range(-(-len(pairs) // PART_ROWS))
+        task = Aligning(*self._sent(pairs, scorer), **self.loading)
+        tallies = self._run(task, parts, f"aligning captions {scorer}".strip())
+        found = {number: values for tally in tallies for number, values in tally.found.items()}
+        return np.concatenate([found[number] for number in parts])
 
     def charge(self, stage: Stage) -> None:
         """Write into the ledger's ``stage`` what was spent since this was asked last, now or when captions that were
         found were written."""
-        stage.flops, stage.devices = self._flops() - self.charged, int(self.scorers[MAIN].device.type != "cpu")
+        stage.flops, stage.devices = self.flops, len(self.accelerators)
         stage.found_seconds, stage.found_flops = self.found_seconds, self.found_flops
-        self.charged, self.found_seconds, self.found_flops = self._flops(), 0.0, 0.0
+        self.flops, self.found_seconds, self.found_flops = 0.0, 0.0, 0.0
+        self.accelerators.clear()
 
-    def _flops(self) -> float:
-        return sum(meter.flops for meter in self.meters.values())
+    def _sent(self, pairs: Pairs, scorer: str) -> tuple[PortableModel, PortablePairs]:
+        return PortableModel(self.scorers[scorer]), PortablePairs(pairs, self.cache / "pools")
 
-    def _batches(self, pairs: Pairs, model: Any, title: str) -> Any:
-        dataset, meter = PairsDataset.seen_by(model, pairs), self.meters.setdefault(title, Meter())
-        with tqdm(total=len(pairs), desc=title, unit="pair") as bar:
-            for batch in ordered_loader(dataset, **self.loading):
-                batch["images"] = batch["images"].to(model.device)
-                with meter.batch(len(batch["captions"])):  # whoever takes the batch works on it until the next
-                    yield batch
-                bar.update(len(batch["captions"]))
-
-    def _write(self, pairs: Pairs, draw: int, file: Path) -> list[str]:
-        model = self.scorers[MAIN]
-        generator = torch.Generator(model.device).manual_seed(self.seed + (draw << 32))
-        captions: list[str] = []
-        start, before = time.perf_counter(), self._flops()
-        for batch in self._batches(pairs, model, "writing captions"):
-            captions += model.generate(batch["images"], generator=generator, **self.generation)
-        cost = json.dumps({"seconds": time.perf_counter() - start, "flops": self._flops() - before})
-        with atomic_path(file) as temporary:
-            table = pa.table({"caption": pa.array(captions, pa.large_string())})
-            pq.write_table(table.replace_schema_metadata({"cost": cost}), temporary)
-        return captions
+    def _run(self, task: Spread, parts: Sequence[int], title: str) -> list[Tally]:
+        tallies = list(task.run(self.engine, parts, title)) if len(parts) else []
+        self.flops += sum(tally.flops for tally in tallies)
+        self.accelerators |= {tally.accelerator for tally in tallies} - {""}
+        return tallies
