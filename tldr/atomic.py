@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """A temporary path to write to; on leaving, it becomes ``target``; on an error it is removed.
 
-    The name holds the process id, so that two processes writing the same file do not disturb each other.
+    The name is nobody else's, so that two processes writing the same file, of one machine or of two, do not disturb
+    each other.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, target)

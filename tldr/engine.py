@@ -7,35 +7,41 @@ not at all. So a part may be done again, by whoever is there, and work that was 
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
+import pickle
+import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 Work = Callable[[Sequence[int]], Any]
-SHARES = 128  # in which parts are handed out: several for each worker, that none waits long for the last
+SHARES, LARGEST = 8, 16  # for each worker at least, that none waits long for the last; parts of a share at most
 GONE = (
-    "has gone, perhaps for want of memory. What was done is kept, and the same command goes on with the rest; "
-    "a lower batch_size, or fewer engine.workers, leave more to each"
+    "has gone, perhaps for want of memory. What was done is kept, and the same command goes on with the rest; fewer "
+    "engine.workers leave more memory to each"
 )
+PATIENCE = 60  # seconds after which one is told that a cluster has no room
 
 
 class Task(Protocol):
     """Work that can be pickled."""
 
-    def open(self, device: str) -> Work:
-        """What does some parts on ``device`` (``cpu``, ``cuda:1``), and returns what there is to tell of them."""
+    def open(self, device: str, peers: int = 1) -> Work:
+        """What does some parts on ``device`` (``cpu``, ``cuda:1``), beside ``peers`` workers, itself among them, and
+        returns what there is to tell of the parts."""
         ...
 
 
 class Engine(ABC):
-    """``workers`` are so many processes; None: one for each GPU."""
+    """``workers`` are so many processes; None: as many as there are GPUs."""
 
     def __init__(self, workers: int | None) -> None:
         if workers is not None and workers < 1:
@@ -60,39 +66,42 @@ class Local(Engine):
 
     def alone(self, device: torch.device) -> bool:
         """Unless several were asked for."""
-        return self._count(device) == 1
-
-    def _count(self, device: torch.device) -> int:
-        gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-        return self.workers or gpus
+        return (self.workers or _gpus(device) or 1) == 1
 
     def run(self, task: Task, parts: Sequence[int], *, device: torch.device) -> Iterator[Any]:
         """In new processes, which take turns with the GPUs unless ``device`` names one of them."""
-        shares = _shares(parts)
-        count = min(self._count(device), len(shares))
+        gpus = _gpus(device)
+        count = min(self.workers or gpus or 1, len(parts))
         if not count:
             return
-        context = get_context("spawn")  # a fork would share CUDA and locks
-        devices, threads = context.SimpleQueue(), max(1, torch.get_num_threads() // count)
+        context = multiprocessing.get_context("spawn")  # a fork would share CUDA and locks
+        devices, others = context.SimpleQueue(), set(multiprocessing.active_children())
         for number in range(count):
-            several = device.type == "cuda" and device.index is None
-            devices.put(f"cuda:{number % torch.cuda.device_count()}" if several else str(device))
-        with ProcessPoolExecutor(count, context, _begin, (task, devices, threads)) as executor:
-            futures = [executor.submit(_work, share) for share in shares]
+            devices.put(f"cuda:{number % gpus}" if gpus else str(device))
+        with tempfile.TemporaryDirectory() as folder:
+            parcel = Path(folder, "task")  # a file: a pipe would have each process wait until the one before has read
+            parcel.write_bytes(pickle.dumps(task))
+            threads = max(1, torch.get_num_threads() // count)
+            executor = ProcessPoolExecutor(count, context, _begin, (str(parcel), devices, threads, count))
             try:
+                futures = [executor.submit(_work, share) for share in _shares(parts, count)]
                 for future in as_completed(futures):
                     yield future.result()
             except BrokenProcessPool as error:
                 raise RuntimeError(f"one of {count} processes {GONE}") from error
+            except BaseException:  # nobody waits for what the others are at: it can be done again
+                for process in set(multiprocessing.active_children()) - others:
+                    process.terminate()
+                raise
             finally:
                 executor.shutdown(cancel_futures=True)
 
 
 class Ray(Engine):
     """The workers of the Ray cluster at ``address`` (``auto``: the one that runs; ``local``: one that begins and ends
-    with the work), each with ``gpus`` (None: 1, where the cluster has any; 0: a CPU), and None: as many as there is
-    room for. All its machines see the cache and the pictures by the same names. A worker that goes begins anew, on
-    another machine if need be, and so does its share."""
+    with the work), each with a CPU and ``gpus`` (None: 1, where the cluster has any); workers None: as many as there is
+    room for. All its machines have this package, and see the working directory, the cache and the pictures by the same
+    names. A worker that goes begins anew, on another machine if need be, and so does its share."""
 
     def __init__(self, address: str = "auto", workers: int | None = None, gpus: float | None = None) -> None:
         super().__init__(workers)
@@ -106,30 +115,32 @@ class Ray(Engine):
 
     def run(self, task: Task, parts: Sequence[int], *, device: torch.device) -> Iterator[Any]:
         """By actors, which ``device`` says nothing of: it is one of this machine."""
-        shares = _shares(parts)
+        if not len(parts):
+            return
         with self._cluster() as ray:
             has = ray.cluster_resources()
             gpus = min(1.0, has.get("GPU", 0)) if self.gpus is None else self.gpus
-            room = has.get("GPU", 0) / gpus if gpus else has["CPU"]
+            room = sum(_room(node["Resources"], gpus) for node in ray.nodes() if node["Alive"])
             if room < (self.workers or 1):
-                raise ValueError(f"the cluster has room for {room:g} workers with engine.gpus={gpus:g}: it has {has}")
-            count = min(self.workers or int(room), len(shares))
-            actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Actor)
-            shared = ray.put(task)
-            pool = ray.util.ActorPool(
-                [actor.remote(shared, "cuda" if gpus else "cpu", os.getcwd()) for _ in range(count)]
-            )
+                raise ValueError(f"the cluster has room for {room} workers with engine.gpus={gpus:g}: it has {has}")
+            count = min(self.workers or room, len(parts))
+            actor = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_Worker)
+            parcel = ray.put(pickle.dumps(task))
+            actors = [actor.remote(parcel, "cuda" if gpus else "cpu", os.getcwd(), count) for _ in range(count)]
+            lost = ray.exceptions
             try:
-                yield from pool.map_unordered(lambda worker, share: worker.work.remote(share), shares)
-            except ray.exceptions.RayActorError as error:
+                yield from _hand_out(ray, actors, _shares(parts, count))
+            except (lost.RayActorError, lost.OutOfMemoryError, lost.NodeDiedError, lost.WorkerCrashedError) as error:
                 raise RuntimeError(f"one of {count} workers {GONE}: {error}") from error
+            finally:
+                for each in actors:  # the cluster may go on
+                    ray.kill(each)
 
     @contextmanager
     def _cluster(self) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray: Any = importlib.import_module("ray")
-            importlib.import_module("ray.util")
         except ModuleNotFoundError as error:
             raise ValueError("engine=ray wants the package ray: pip install 'tldr-vlp[ray]'") from error
         ours = not ray.is_initialized()
@@ -148,30 +159,74 @@ class Ray(Engine):
                 ray.shutdown()
 
 
-def _shares(parts: Sequence[int]) -> list[Sequence[int]]:
-    size = -(-len(parts) // SHARES)
-    return [parts[start : start + size] for start in range(0, len(parts), size or 1)]
+def _room(has: dict[str, float], gpus: float) -> int:
+    """For so many workers a machine has room, each with a CPU and ``gpus``, a share of one or several whole ones."""
+    cpus, owned = int(has.get("CPU", 0)), has.get("GPU", 0)
+    if not gpus:
+        return cpus
+    return min(cpus, int(owned // gpus) if gpus >= 1 else int(owned) * int(1 / gpus))
 
 
-class _Actor:
-    """A worker of Ray's."""
+def _hand_out(ray: Any, actors: list[Any], shares: list[Sequence[int]]) -> Iterator[Any]:
+    """The shares, each to an actor that is there: others may wait for room that another job has."""
+    begun = {actor.ready.remote(): actor for actor in actors}
+    working: dict[Any, Any] = {}
+    while shares or working:
+        done, _ = ray.wait([*begun, *working], timeout=PATIENCE)
+        if not done and not working:
+            print("waiting for the Ray cluster, which has no room for a worker just now", flush=True)
+        for future in done:
+            actor = begun.pop(future, None) or working[future]
+            result = ray.get(future)
+            if shares:
+                working[actor.work.remote(shares.pop())] = actor
+            if working.pop(future, None) is not None:
+                yield result
 
-    def __init__(self, task: Task, device: str, home: str) -> None:
-        os.chdir(home)  # folders may be named from there
-        self.task, self.device = task, device
+
+def _gpus(device: torch.device) -> int:
+    """How many there are to share, where ``device`` is any of them."""
+    return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
+
+
+def _shares(parts: Sequence[int], workers: int) -> list[Sequence[int]]:
+    size = max(1, min(len(parts) // (SHARES * workers), LARGEST))
+    return [parts[start : start + size] for start in range(0, len(parts), size)]
+
+
+class _Worker:
+    """Opens its task with the first share, so that what goes wrong with that is told as what goes wrong with it."""
+
+    def __init__(self, parcel: bytes, device: str, home: str, peers: int) -> None:
+        self.parcel, self.device, self.home, self.peers = parcel, device, home, peers
         self.opened: Work | None = None
 
+    def ready(self) -> None:
+        """It is there."""
+
     def work(self, share: Sequence[int]) -> Any:
-        self.opened = self.opened or self.task.open(self.device)
+        if self.opened is None:
+            os.chdir(self.home)  # folders may be named from there
+            task: Task = pickle.loads(self.parcel)
+            self.opened = task.open(self.device, self.peers)
         return self.opened(share)
 
 
-_here: list[_Actor] = []  # the worker that a process of `Local`'s is
+_here: list[_Worker] = []  # the worker that a process of `Local`'s is
 
 
-def _begin(task: Task, devices: Any, threads: int) -> None:
+def _begin(parcel: str, devices: Any, threads: int, peers: int) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    _here.append(_Actor(task, devices.get(), os.getcwd()))
+    _here.append(_Worker(Path(parcel).read_bytes(), devices.get(), os.getcwd(), peers))
+
+
+def _end_with_parent() -> None:
+    """Else a process whose parent is killed would wait for work for ever, and hold its GPU."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(share: Sequence[int]) -> Any:

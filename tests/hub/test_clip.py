@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,7 @@ def test_the_tokenizer_keeps_its_roles(theirs, tmp_path):
 def test_other_models_take_the_image_encoder(theirs, tmp_path):
     weights = read(tmp_path / "clip", "Captioner")
     assert set(weights.arguments) == {"image"}
+    assert weights.arguments["image"]["resize_mode"] == "shortest"
     assert weights.tokenizer is None
     assert all(name.startswith("image_encoder.") for name in weights.state)
     assert len(weights.state) == sum(name.startswith("vision_model.") for name in theirs.state_dict()) - 4 * 2  # qkv
@@ -117,5 +120,15 @@ def test_pictures_are_seen_as_there(theirs, tmp_path, size):
     again = AutoImageProcessor.from_pretrained(folder)(smooth, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(again, expected)
     assert torch.equal(seen(load(folder)), seen(ours))
-    CLIPImageProcessor(size={"height": 24, "width": 24}, do_center_crop=False).save_pretrained(tmp_path / "clip")
-    assert load(tmp_path / "clip").resize_mode == "squash"
+    square: Any = {"height": 24, "width": 24}
+    options: list[Any] = [{"do_center_crop": False}, {"crop_size": square}]
+    for squashing in options:
+        CLIPImageProcessor(size=square, **squashing).save_pretrained(tmp_path / "clip")
+        assert load(tmp_path / "clip").resize_mode == "squash"
+
+
+def test_a_crop_of_another_size_is_refused(theirs, tmp_path):
+    crop: Any = {"height": 24, "width": 24}
+    CLIPImageProcessor(size={"shortest_edge": 30}, crop_size=crop).save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: pictures are resized to 30 pixels and cut to 24"):
+        load(tmp_path / "clip")

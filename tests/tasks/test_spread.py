@@ -1,5 +1,6 @@
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tldr.tasks.spread import PortableModel, PortablePairs
 from tldr.tasks.writer import CaptionWriter
 
 COUNT = PART_ROWS + 100  # two parts
+CPU = torch.device("cpu")
 GENERATION = {"strategy": "nucleus", "top_p": 0.9, "max_length": 6}
 
 
@@ -41,14 +43,13 @@ def computed(pairs: Pairs, checkpoint: Path, home: Path, engine) -> tuple[list[s
     """All that models do with a pool."""
     model = load_model(checkpoint)
     ledger = Ledger()
-    signals = score(pairs, model, cache=home, engine=engine, ledger=ledger, batch_size=256, num_workers=0)
+    options: dict[str, Any] = {"engine": engine, "device": CPU, "cache": home, "batch_size": 256, "num_workers": 0}
+    signals = score(pairs, model, ledger=ledger, **options)
     assert len(signals["alignment"]) == COUNT
     (stage,) = ledger.stages
     assert (stage.images, stage.devices, stage.cached) == (COUNT, 0, False)
     assert stage.flops > 1e6 * COUNT / 100
-    writer = CaptionWriter(
-        {"": model}, cache=home, engine=engine, batch_size=256, num_workers=0, seed=3, generation=GENERATION
-    )
+    writer = CaptionWriter({"": model}, seed=3, generation=GENERATION, **options)
     captions = writer.write(pairs)
     return captions, writer.align(pairs.with_column("caption", captions))
 
@@ -60,8 +61,8 @@ def files(home: Path) -> dict[str, bytes]:
 
 
 def writer_of(checkpoint: Path, home: Path, engine=None, **options) -> CaptionWriter:
-    rest = {"batch_size": 256, "num_workers": 0, "seed": 3, "generation": GENERATION, **options}
-    return CaptionWriter({"": load_model(checkpoint)}, cache=home, engine=engine or Local(), **rest)
+    rest: dict[str, Any] = {"batch_size": 256, "num_workers": 0, "seed": 3, "generation": GENERATION, **options}
+    return CaptionWriter({"": load_model(checkpoint)}, cache=home, engine=engine or Local(), device=CPU, **rest)
 
 
 @pytest.mark.parametrize("engine", [Local(2), Ray(address="local", workers=2)], ids=["processes", "ray"])
@@ -133,10 +134,41 @@ def test_a_model_arrives_as_it_was(tiny_vqvlm, tiny_pool):
 
 def test_pairs_travel_as_the_name_of_a_file(pairs, tmp_path):
     few = pairs.take(np.arange(300))
-    parcel = pickle.dumps(PortablePairs(few, tmp_path))
-    assert len(parcel) < 1000
-    assert pickle.loads(parcel).pairs.table.equals(few.table)
-    (file,) = tmp_path.rglob("pairs.arrow")
+    sent = PortablePairs(few, tmp_path)
+    with sent.filed():
+        parcel = pickle.dumps(sent)
+        assert len(parcel) < 1000
+        arrived = pickle.loads(parcel).pairs
+        assert arrived.table.equals(few.table)
+        assert (arrived.hash, arrived.root) == (few.hash, few.root)
+    assert list(tmp_path.rglob("pairs.arrow")) == []  # it was theirs alone
+
+
+def test_the_pools_file_is_taken_if_it_holds_the_same(pairs, tmp_path):
+    file = pairs.write(tmp_path / "pools" / pairs.hash)
     before = file.stat().st_mtime_ns
-    pickle.dumps(PortablePairs(few, tmp_path))
+    elsewhere = replace(pairs, root="elsewhere")
+    labelled = pairs.with_column("label", np.arange(COUNT))
+    for other in (pairs, elsewhere, labelled):
+        sent = PortablePairs(other, tmp_path)
+        with sent.filed():
+            assert (sent.folder == file.parent) is (other is not labelled)
+            arrived = pickle.loads(pickle.dumps(sent)).pairs
+            assert arrived.root == other.root
+            assert arrived.table.equals(other.table)
     assert file.stat().st_mtime_ns == before
+
+
+def test_an_engine_is_asked_for_the_device_that_was_asked_for(pairs, tiny_vqvlm, tmp_path):
+    """Not for the one that a model lies on, which has a number: all GPUs but that one would be idle."""
+
+    class Asked(Local):
+        def alone(self, device):
+            raise NotImplementedError(str(device))
+
+    options: dict[str, Any] = {"cache": tmp_path, "engine": Asked(), "device": torch.device("cuda")}
+    options |= {"batch_size": 256, "num_workers": 0}
+    with pytest.raises(NotImplementedError, match=r"^cuda$"):
+        score(pairs, tiny_vqvlm, ledger=Ledger(), **options)
+    with pytest.raises(NotImplementedError, match=r"^cuda$"):
+        CaptionWriter({"": tiny_vqvlm}, seed=0, generation=GENERATION, **options).write(pairs)

@@ -57,7 +57,7 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
         found |= naming.place(model, image=vit.whole(naming.translate(state, image)))
         covers |= naming.place(model, image=naming.empty(image))
         arguments["image"] = naming.image_arguments(
-            vision_config, pre_norm=True, patch_bias=False, **normalisation(folder)
+            vision_config, pre_norm=True, patch_bias=False, resize_mode=resize_mode(folder), **normalisation(folder)
         )
     tokenizer = None
     if model in ("Clip", "TextTransformer"):
@@ -70,7 +70,6 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
         if "log_scale" in found:
             found["log_scale"] = found["log_scale"].reshape(1)  # a scalar there
         covers |= naming.empty(HEADS)
-        arguments["image"]["resize_mode"] = resize_mode(folder)
         arguments |= {"embed_dim": full["projection_dim"], "text_pooling": "end", "causal": True, "loss": "infonce"}
     return Weights("CLIPModel", arguments, found, tuple(covers), tokenizer.json if tokenizer else None)
 

@@ -29,8 +29,19 @@ def normalisation(folder: Path, **default: Any) -> dict[str, Any]:
 
 
 def resize_mode(folder: Path) -> str:
-    """How a CLIP's pictures become squares, as the folder says: by default their centre."""
-    return "shortest" if _preprocessor(folder).get("do_center_crop", True) else "squash"
+    """How a CLIP's pictures become squares, as the folder says: by default their centre. Raises ValueError where that
+    is cut out of pictures of another size than its own."""
+    settings = _preprocessor(folder)
+    size, crop = settings.get("size", {}), settings.get("crop_size", {})
+    if not settings.get("do_center_crop", True) or (isinstance(size, dict) and "height" in size):
+        return "squash"
+    shortest, crop = (next(iter(given.values()), None) if isinstance(given, dict) else given for given in (size, crop))
+    if None not in (shortest, crop) and shortest != crop:
+        raise ValueError(
+            f"{folder / 'preprocessor_config.json'}: pictures are resized to {shortest} pixels and cut to {crop}, "
+            "which is not done here: make the two equal, as they are in OpenAI's"
+        )
+    return "shortest"
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:

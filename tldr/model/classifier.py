@@ -98,7 +98,7 @@ class Classifier(Model):
         self.columns = (column, "uid")
         self.column, self.early_steps, self.shift = column, early_steps, shift
         self.image, self.size = dict(image), members
-        self.image_size = int(image["image_size"])
+        self.image_size, self.resize_mode = int(image["image_size"]), image.get("resize_mode", self.resize_mode)
         self.classes: list[Any] = []
         self.members, self.early = nn.ModuleList(), nn.ModuleList()
         self.register_buffer("early_step", torch.tensor(-1))

@@ -52,23 +52,23 @@ def extract(
     batch_size: int = 256,
     num_workers: int = 0,
     parts: Sequence[int] | None = None,
+    dataset: PairsDataset | None = None,
     meter: Meter | None = None,
     tick: Callable[[int], Any] = lambda _: None,
 ) -> Signals:
     """Compute what is missing of ``model``'s signals for ``pool`` in ``folder``; return them.
 
     ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``;
-    ``meter`` counts the work, and ``tick`` is told of every batch how many pairs it had.
+    ``dataset`` is the pool's as `shown` makes it, from who asks for parts again and again; ``meter`` counts the work,
+    and ``tick`` is told of every batch how many pairs it had.
     """
     signals = Signals(folder, len(pool))
-    asked = set(range(signals.parts) if parts is None else parts)
-    todo = [number for number in signals.missing() if number in asked]
+    todo = signals.missing(parts)
     if not todo:
         return signals
     for name, value in model.constants().items():
         signals.write_constant(name, value.detach().float().cpu().numpy())
-    columns = getattr(model, "columns", ())  # a classifier's labels
-    dataset = PairsDataset.seen_by(model, pool, tolerant=True, columns=columns)
+    dataset = dataset or shown(pool, model)
     for number in todo:
         rows = range(number * PART_ROWS, min((number + 1) * PART_ROWS, len(pool)))
         loader = ordered_loader(Subset(dataset, rows), batch_size=batch_size, num_workers=num_workers)
@@ -85,6 +85,11 @@ def extract(
         arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
         signals.write_part(number, arrays, {row: why for row, why in errors.items() if why})
     return signals
+
+
+def shown(pool: Pairs, model: Scorer) -> PairsDataset:
+    """The pool as ``model`` sees it, with the columns that it reads; what cannot be decoded is black, and says so."""
+    return PairsDataset.seen_by(model, pool, tolerant=True, columns=getattr(model, "columns", ()))
 
 
 @torch.no_grad()

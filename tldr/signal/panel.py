@@ -42,9 +42,10 @@ class Panel(Signals):
         for scorer, signals in self.scorers.items():
             yield from (f"{scorer}.{signal}" if scorer else signal for signal in signals)
 
-    def missing(self) -> list[int]:
-        """The parts that some scorer has not computed."""
-        return sorted({part for signals in self.scorers.values() for part in signals.missing()})
+    def missing(self, among: Iterable[int] | None = None) -> list[int]:
+        """The parts, or those ``among`` them, that some scorer has not computed."""
+        asked = None if among is None else list(among)
+        return sorted({part for signals in self.scorers.values() for part in signals.missing(asked)})
 
     def constant(self, name: str) -> np.ndarray:
         """An array that belongs to a model: ``codebook`` of the main one."""

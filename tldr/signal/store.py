@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 
@@ -93,9 +93,9 @@ class Signals(Mapping[str, Signal]):
         """The folder of a part."""
         return self.folder / f"part-{number:05d}"
 
-    def missing(self) -> list[int]:
-        """The parts that have not been computed."""
-        return [number for number in range(self.parts) if not self.part(number).is_dir()]
+    def missing(self, among: Iterable[int] | None = None) -> list[int]:
+        """The parts, or those ``among`` them, that have not been computed."""
+        return [n for n in (range(self.parts) if among is None else among) if not self.part(n).is_dir()]
 
     def __getitem__(self, name: str) -> Signal:
         files = [self.part(number) / f"{name}.npy" for number in range(self.parts)]
@@ -150,18 +150,18 @@ class Signals(Mapping[str, Signal]):
     def write_part(self, number: int, arrays: Mapping[str, np.ndarray], errors: Mapping[int, str]) -> None:
         """Put a part in place, whole or not at all."""
         target = self.part(number)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        (temporary / "errors.json").write_text(json.dumps({str(row): why for row, why in sorted(errors.items())}))
+        temporary = target.with_name(f".{target.name}.{uuid4().hex}.tmp")
         try:
+            temporary.mkdir(parents=True)
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
+            (temporary / "errors.json").write_text(json.dumps({str(row): why for row, why in sorted(errors.items())}))
             temporary.rename(target)
-        except OSError:  # another process finished the same part first: the same bytes
-            if not target.is_dir():
+        except OSError:
+            if not target.is_dir():  # else another process finished the same part first: the same bytes
                 raise
-            shutil.rmtree(temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def write_constant(self, name: str, array: np.ndarray) -> None:
         """Store an array that belongs to the model."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from tldr.model.base import Model
 
-TRAINING = ("dropout", "drop_path", "gradient_checkpointing")  # how a tower is trained, whatever it began from
+# How a tower is trained, and what it is shown, whatever it began from.
+TRAINING = ("dropout", "drop_path", "gradient_checkpointing", "resize_mode")
 
 
 class Beginning:

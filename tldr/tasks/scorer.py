@@ -106,22 +106,29 @@ def _is_ours(path: Path) -> bool:
 
 
 def score(
-    pool: Pairs, model: Model, *, cache: Path, engine: Engine, ledger: Ledger, name: str = MAIN, **loading: int
+    pool: Pairs,
+    model: Model,
+    *,
+    cache: Path,
+    engine: Engine,
+    device: torch.device,
+    ledger: Ledger,
+    name: str = MAIN,
+    **loading: int,
 ) -> Signals:
-    """The signals for the pool by the scorer ``name``, computed by ``engine`` where they are not yet in the cache;
-    ``loading`` are batch_size and num_workers."""
+    """The signals for the pool by the scorer ``name``, computed by ``engine`` on ``device`` where they are not yet in
+    the cache; ``loading`` are batch_size and num_workers."""
     folder = cache / "signals" / pool.seen / fingerprint(model)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip(), home=folder) as stage:
         signals = Signals(folder, len(pool))
         missing = signals.missing()
-        stage.cached, stage.images = not missing, len(pool) if missing else 0
-        if missing:
-            sent = PortableModel(model), PortablePairs(pool, cache / "pools")
-            task = Scoring(*sent, **loading, folder=folder.resolve())
-            tallies = list(task.run(engine, missing, "extracting signals"))
-            stage.flops = sum(tally.flops for tally in tallies)
-            stage.devices = len({tally.accelerator for tally in tallies} - {""})
+        stage.cached = not missing
+        sent = PortableModel(model), PortablePairs(pool, cache)
+        task = Scoring(model=sent[0], pairs=sent[1], **loading, folder=folder.resolve())
+        tallies = task.run(engine, missing, device=device, title="extracting signals")
+        stage.images, stage.flops = sum(tally.rows for tally in tallies), sum(tally.flops for tally in tallies)
+        stage.devices = len({tally.accelerator for tally in tallies} - {""})
     return signals
 
 
@@ -139,7 +146,6 @@ class Scorers:
         names: Iterable[str],
         recipes: Mapping[str, Mapping[str, Any]],
         *,
-        device: str,
         extraction: Mapping[str, Any],
         training: Mapping[str, Any],
         asked: Mapping[str, Mapping[str, Any]],
@@ -166,7 +172,7 @@ class Scorers:
                     raise ValueError(
                         f"scorers.{name}.checkpoint={files[name]} has {key}={has}; the selector asks {value}"
                     )
-            models[name] = model.to(pick_device(device))
+            models[name] = model
         return cls(models, files, cache=options["cache"], ledger=options["ledger"], **extraction)
 
     def signals(self, pairs: Pairs, needs: Sequence[str]) -> Panel:

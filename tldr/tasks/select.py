@@ -41,7 +41,7 @@ from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
 from tldr.signal.panel import MAIN, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
-from tldr.tasks.scorer import HOW_FAST, Scorers, refuse_several
+from tldr.tasks.scorer import HOW_FAST, Scorers, pick_device, refuse_several
 from tldr.tasks.writer import CaptionWriter
 
 # Of the configuration, what says which pairs are kept, and with what captions.
@@ -107,10 +107,10 @@ def run(
 
     signals, target, writer = None, None, None
     writes = refiner.needs_writer or selector.needs_writer
-    extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine}
+    extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine, "device": pick_device(device)}
     judges = Scorers.find(
         pool, {*scorers_of((*selector.needs, *refiner.needs)), *([MAIN] if writes else [])},
-        {MAIN: {"model": model, "checkpoint": checkpoint}, **(scorers or {})}, device=device, extraction=extraction,
+        {MAIN: {"model": model, "checkpoint": checkpoint}, **(scorers or {})}, extraction=extraction,
         training=training, asked=selector.scorer_options, trainer=trainer, seed=seed, cache=cache, ledger=ledger,
         logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +32,7 @@ from tldr.engine import Engine
 from tldr.ledger import Meter
 from tldr.model.base import Model, build, describe
 from tldr.pairs import Pairs
-from tldr.signal.extract import extract
+from tldr.signal.extract import extract, shown
 from tldr.signal.store import PART_ROWS
 
 
@@ -61,25 +64,39 @@ class PortableModel:
 
 
 class PortablePairs:
-    """Pairs, which travel as the name of their file: in ``pools``, where they are written unless they lie there."""
+    """Pairs, which travel as the name of a file. While they are ``filed``, there is one: that of the pool, in
+    ``cache``, or one of their own."""
 
-    def __init__(self, pairs: Pairs, pools: Path) -> None:
-        self.pairs, self.pools = pairs, pools
+    def __init__(self, pairs: Pairs, cache: Path) -> None:
+        self.pairs, self.cache = pairs, cache.resolve()
+        self.folder: Path | None = None
+
+    @contextmanager
+    def filed(self) -> Iterator[None]:
+        """Meanwhile they can be pickled."""
+        pool, own = self.cache / "pools" / self.pairs.hash, self.cache / "sent" / uuid4().hex
+        known = (pool / "pairs.arrow").is_file() and Pairs.open(pool).table.equals(self.pairs.table)
+        self.folder = pool if known else own
+        try:
+            if not known:
+                self.pairs.write(own)
+            yield
+        finally:
+            self.folder = None
+            shutil.rmtree(own, ignore_errors=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        folder = self.pools.resolve() / self.pairs.hash
-        if not (folder / "pairs.arrow").is_file():
-            self.pairs.write(folder)
-        return {"folder": folder}
+        assert self.folder is not None, "pairs are filed before they are sent"
+        return {"folder": self.folder, "root": self.pairs.root}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.pairs = Pairs.open(state["folder"])
+        self.pairs = replace(Pairs.open(state["folder"]), root=state["root"])  # its root may be that of another job
 
 
 Tick = Callable[[int], Any]  # told of every batch how many pairs it had
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Spread(ABC):
     """``model`` does something with the parts of ``pairs``, of PART_ROWS each."""
 
@@ -87,13 +104,15 @@ class Spread(ABC):
     pairs: PortablePairs
     batch_size: int
     num_workers: int
+    peers: int = field(default=1, init=False)
 
     @abstractmethod
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
         """What does parts with the model, and gives of each what lies in no file."""
 
-    def open(self, device: str) -> Callable[..., Tally]:
+    def open(self, device: str, peers: int = 1) -> Callable[..., Tally]:
         """As `tldr.engine.Task` asks."""
+        self.peers = peers
         model, meter = self.model.model.to(device), Meter()
         do, accelerator = self.begin(model, meter), _accelerator(model.device)
 
@@ -104,16 +123,25 @@ class Spread(ABC):
 
         return work
 
-    def run(self, engine: Engine, parts: Sequence[int], title: str) -> Iterator[Tally]:
-        """The tallies of all ``parts``, while a bar shows how far they are."""
-        device = self.model.model.device
+    def run(self, engine: Engine, parts: Sequence[int], *, device: torch.device, title: str) -> list[Tally]:
+        """The tallies of all ``parts``, done by ``engine`` where it is asked for ``device``; a bar shows how far it
+        is."""
+        if not len(parts):
+            return []
         with tqdm(total=sum(len(self.rows(number)) for number in parts), desc=title, unit="pair") as bar:
             if engine.alone(device):
-                yield self.open(str(device))(parts, bar.update)
-            else:
+                return [self.open(str(device))(parts, bar.update)]
+            tallies = []
+            with self.pairs.filed():
                 for tally in engine.run(self, parts, device=device):
                     bar.update(tally.rows)
-                    yield tally
+                    tallies.append(tally)
+            return tallies
+
+    @property
+    def parts(self) -> range:
+        """All of them."""
+        return range(-(-len(self.pairs.pairs) // PART_ROWS))
 
     def rows(self, number: int) -> range:
         """Of a part."""
@@ -129,7 +157,7 @@ class Spread(ABC):
             tick(len(batch["captions"]))
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Scoring(Spread):
     """Signals into ``folder`` (`tldr.signal.extract`)."""
 
@@ -137,16 +165,18 @@ class Scoring(Spread):
 
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
         """All lies in files."""
-        loading = {"batch_size": self.batch_size, "num_workers": self.num_workers}
+        pool = self.pairs.pairs
+        options: dict[str, Any] = {"batch_size": self.batch_size, "num_workers": self.num_workers, "meter": meter}
+        options |= {"dataset": shown(pool, model), "folder": self.folder}
 
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:
-            extract(self.pairs.pairs, model, folder=self.folder, parts=parts, meter=meter, tick=tick, **loading)
+            extract(pool, model, parts=parts, tick=tick, **options)
             return {}
 
         return do
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Writing(Spread):
     """Captions, ``generation`` being how, into a file of ``folder`` for each part, and what they cost; those of a part
     depend on the ``seed``, the ``draw``, the part and the size of batches."""
@@ -172,7 +202,8 @@ class Writing(Spread):
                 generator = torch.Generator(model.device).manual_seed(int(drawn[0]))
                 for batch in self.batches(number, dataset, model, meter, tick):
                     captions += model.generate(batch["images"], generator=generator, **self.generation)
-                cost = json.dumps({"seconds": time.perf_counter() - start, "flops": meter.flops - flops})
+                seconds = (time.perf_counter() - start) / self.peers  # of the clock, while others work beside it
+                cost = json.dumps({"seconds": seconds, "flops": meter.flops - flops})
                 table = pa.table({"caption": pa.array(captions, pa.large_string())})
                 with atomic_path(self.file(number)) as temporary:
                     pq.write_table(table.replace_schema_metadata({"cost": cost}), temporary)
@@ -181,7 +212,7 @@ class Writing(Spread):
         return do
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Aligning(Spread):
     """(n,) float32 alignment of each pair's caption with its picture."""
 

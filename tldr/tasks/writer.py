@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 from filelock import FileLock
 
 from tldr.engine import Engine
@@ -24,7 +25,6 @@ from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN
-from tldr.signal.store import PART_ROWS
 from tldr.tasks.spread import Aligning, PortableModel, PortablePairs, Spread, Tally, Writing
 
 
@@ -38,6 +38,7 @@ class CaptionWriter:
         *,
         cache: Path,
         engine: Engine,
+        device: torch.device,
         batch_size: int,
         num_workers: int,
         seed: int,
@@ -48,7 +49,7 @@ class CaptionWriter:
             raise ValueError(
                 f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... or choose refiner=none"
             )
-        self.scorers, self.engine, self.cache = dict(scorers), engine, cache
+        self.scorers, self.engine, self.device, self.cache = dict(scorers), engine, device, cache
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}
         self.model = fingerprint(model)
         self.seed, self.generation = seed, dict(generation)
@@ -62,16 +63,16 @@ class CaptionWriter:
         folder = self.cache / "captions" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         options = {"folder": folder.resolve(), "generation": self.generation, "seed": self.seed, "draw": draw}
-        task = Writing(*self._sent(pairs, MAIN), **self.loading, **options)
-        parts = range(-(-len(pairs) // PART_ROWS))
+        task = Writing(**self._sent(pairs, MAIN), **options)
         with FileLock(folder / "lock"):
-            missing = [number for number in parts if not task.file(number).is_file()]
+            there = {file.name for file in folder.iterdir()}
+            missing = [number for number in task.parts if task.file(number).name not in there]
             self._run(task, missing, "writing captions")
         captions: list[str] = []
-        for number in parts:
+        for number in task.parts:
             kept = pq.read_table(task.file(number))
             captions += kept["caption"].to_pylist()
-            if number not in missing:
+            if task.file(number).name in there:
                 cost = json.loads((kept.schema.metadata or {})[b"cost"])
                 self.found_seconds += cost["seconds"]
                 self.found_flops += cost["flops"]
@@ -79,11 +80,10 @@ class CaptionWriter:
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
         """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
-        parts = range(-(-len(pairs) // PART_ROWS))
-        task = Aligning(*self._sent(pairs, scorer), **self.loading)
-        tallies = self._run(task, parts, f"aligning captions {scorer}".strip())
+        task = Aligning(**self._sent(pairs, scorer))
+        tallies = self._run(task, task.parts, f"aligning captions {scorer}".strip())
         found = {number: values for tally in tallies for number, values in tally.found.items()}
-        return np.concatenate([found[number] for number in parts])
+        return np.concatenate([found[number] for number in task.parts])
 
     def charge(self, stage: Stage) -> None:
         """Write into the ledger's ``stage`` what was spent since this was asked last, now or when captions that were
@@ -93,11 +93,12 @@ class CaptionWriter:
         self.flops, self.found_seconds, self.found_flops = 0.0, 0.0, 0.0
         self.accelerators.clear()
 
-    def _sent(self, pairs: Pairs, scorer: str) -> tuple[PortableModel, PortablePairs]:
-        return PortableModel(self.scorers[scorer]), PortablePairs(pairs, self.cache / "pools")
+    def _sent(self, pairs: Pairs, scorer: str) -> dict[str, Any]:
+        model = PortableModel(self.scorers[scorer])
+        return {"model": model, "pairs": PortablePairs(pairs, self.cache), **self.loading}
 
     def _run(self, task: Spread, parts: Sequence[int], title: str) -> list[Tally]:
-        tallies = list(task.run(self.engine, parts, title)) if len(parts) else []
+        tallies = task.run(self.engine, parts, device=self.device, title=title)
         self.flops += sum(tally.flops for tally in tallies)
         self.accelerators |= {tally.accelerator for tally in tallies} - {""}
         return tallies
