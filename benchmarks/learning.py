@@ -39,7 +39,7 @@ TASKS = {  # of each model: what it can do without a head
 STEPS = {"blip": 600, "vilt": 2000, "clip": 400, "captioner": 800, "vqvlm": 800}
 BEGINS = {"vilt": "clip"}  # whose weights it begins from
 BATCH = {"blip": 64, "vilt": 64}
-TUNED = {("vilt", "retrieval"): (1000, ["model.ranked=15", "batch_size=16"])}  # as a whole for a task: steps, and how
+TUNED = {("vilt", "retrieval"): (2000, ["model.ranked=15", "batch_size=16"])}  # as a whole for a task: steps, and how
 MORE = {("vilt", "nlvr2"): 10 / 3}  # times --head-steps, where those are too few
 COLUMNS = {
     "retrieval/tr@1": "TR@1", "retrieval/ir@1": "IR@1", "captioning/cider": "CIDEr", "nlvr2/accuracy": "NLVR",
