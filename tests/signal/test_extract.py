@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from tldr.data.loading import Batch
 from tldr.pairs import Pairs
-from tldr.signal import extract as module
 from tldr.signal import store
 from tldr.signal.extract import extract, fingerprint
 from tldr.signal.store import Signals
@@ -54,8 +53,7 @@ class Scorer:
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch):
-    for holder in (store, module):
-        monkeypatch.setattr(holder, "PART_ROWS", ROWS)
+    monkeypatch.setattr(store, "PART_ROWS", ROWS)
 
 
 def run(pool: Pairs, folder: Path, scorer=None, **options: Any) -> Signals:
@@ -111,10 +109,11 @@ SLOW = """
 import sys
 from test_extract import ROWS, Scorer
 from tldr.pairs import Pairs
-from tldr.signal import extract as module, store
+from tldr.signal import store
+from tldr.signal.extract import extract
 
-store.PART_ROWS = module.PART_ROWS = ROWS
-module.extract(Pairs.open(sys.argv[1]), Scorer(seconds=0.1), folder=sys.argv[2], batch_size=20)
+store.PART_ROWS = ROWS
+extract(Pairs.open(sys.argv[1]), Scorer(seconds=0.1), folder=sys.argv[2], batch_size=20)
 """
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +19,14 @@ from torch.utils.data import Subset
 from tldr.data.loading import Batch, PairsDataset, Viewer, ordered_loader
 from tldr.ledger import Meter
 from tldr.pairs import Pairs
-from tldr.signal.store import PART_ROWS, Signals
+from tldr.signal.store import Signals, parts_of
 
 # How signals are stored; what a model gives beyond these keeps its own type.
 DTYPES: Mapping[str, Any] = {"codes": np.uint16, "embedding": np.float16, "text_embedding": np.float16,
                              "alignment": np.float32, "tokens": np.uint16}  # fmt: skip
+
+
+Tick = Callable[[int], Any]  # told of every batch how many pairs it had
 
 
 class Scorer(Viewer, Protocol):
@@ -54,13 +56,12 @@ def extract(
     parts: Sequence[int] | None = None,
     dataset: PairsDataset | None = None,
     meter: Meter | None = None,
-    tick: Callable[[int], Any] = lambda _: None,
+    tick: Tick = lambda _: None,
 ) -> Signals:
     """Compute what is missing of ``model``'s signals for ``pool`` in ``folder``; return them.
 
     ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``;
-    ``dataset`` is the pool's as `shown` makes it, from who asks for parts again and again; ``meter`` counts the work,
-    and ``tick`` is told of every batch how many pairs it had.
+    ``dataset`` is the pool's as `shown` makes it, from who asks for parts again and again; ``meter`` counts the work.
     """
     signals = Signals(folder, len(pool))
     todo = signals.missing(parts)
@@ -69,22 +70,37 @@ def extract(
     for name, value in model.constants().items():
         signals.write_constant(name, value.detach().float().cpu().numpy())
     dataset = dataset or shown(pool, model)
+    loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    loading |= {"device": model.device, "meter": meter or Meter(batches=0), "tick": tick}
+    rows = parts_of(len(pool))
     for number in todo:
-        rows = range(number * PART_ROWS, min((number + 1) * PART_ROWS, len(pool)))
-        loader = ordered_loader(Subset(dataset, rows), batch_size=batch_size, num_workers=num_workers)
         found: dict[str, list[np.ndarray]] = {}
         errors: dict[int, str] = {}
-        for batch in loader:
+        for batch in batches_of(dataset, rows[number], **loading):
             errors.update(zip(batch["rows"].tolist(), batch["errors"], strict=True))
-            batch["images"] = batch["images"].to(model.device)
-            with meter.batch(len(batch["captions"])) if meter else nullcontext():
-                values = model.signals(batch)
-            for name, value in values.items():
+            for name, value in model.signals(batch).items():
                 found.setdefault(name, []).append(value.float().cpu().numpy().astype(DTYPES.get(name, np.float32)))
-            tick(len(batch["captions"]))
         arrays = {name: np.concatenate(pieces) for name, pieces in found.items()}
         signals.write_part(number, arrays, {row: why for row, why in errors.items() if why})
     return signals
+
+
+def batches_of(
+    dataset: PairsDataset,
+    rows: Sequence[int],
+    *,
+    device: torch.device,
+    meter: Meter,
+    tick: Tick = lambda _: None,
+    **loading: int,
+) -> Iterator[Batch]:
+    """``rows`` in batches whose pictures are on ``device``; what is done with one until the next is asked for is
+    counted by ``meter``. ``loading`` are batch_size and num_workers."""
+    for batch in ordered_loader(Subset(dataset, rows), **loading):
+        batch["images"] = batch["images"].to(device)
+        with meter.batch(len(batch["captions"])):
+            yield batch
+        tick(len(batch["captions"]))
 
 
 def shown(pool: Pairs, model: Scorer) -> PairsDataset:

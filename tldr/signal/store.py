@@ -77,6 +77,11 @@ def gathered(chunks: Iterable[np.ndarray], count: int) -> np.ndarray:
     return rows
 
 
+def parts_of(count: int) -> list[range]:
+    """The rows of each part of ``count`` pairs."""
+    return [range(start, min(start + PART_ROWS, count)) for start in range(0, count, PART_ROWS)]
+
+
 class Signals(Mapping[str, Signal]):
     """The signals of a pool of ``count`` pairs by one model, in ``folder``; ``rows`` narrows them to part of the
     pool."""
@@ -87,7 +92,7 @@ class Signals(Mapping[str, Signal]):
     @property
     def parts(self) -> int:
         """How many parts N rows make."""
-        return -(-self.count // PART_ROWS)
+        return len(parts_of(self.count))
 
     def part(self, number: int) -> Path:
         """The folder of a part."""

@@ -26,7 +26,7 @@ from tldr.signal.store import Signals
 from tldr.tasks.begin import Beginning
 from tldr.tasks.fit import fit
 from tldr.tasks.resume import LAST
-from tldr.tasks.spread import PortableModel, PortablePairs, Scoring
+from tldr.tasks.spread import Scoring
 
 # Of the settings of data loading and Trainer, those that say how, and not what is learned.
 HOW_FAST = (
@@ -124,8 +124,7 @@ def score(
         signals = Signals(folder, len(pool))
         missing = signals.missing()
         stage.cached = not missing
-        sent = PortableModel(model), PortablePairs(pool, cache)
-        task = Scoring(model=sent[0], pairs=sent[1], **loading, folder=folder.resolve())
+        task = Scoring.of(model, pool, cache, folder=folder.resolve(), **loading)
         tallies = task.run(engine, missing, device=device, title="extracting signals")
         stage.images, stage.flops = sum(tally.rows for tally in tallies), sum(tally.flops for tally in tallies)
         stage.devices = len({tally.accelerator for tally in tallies} - {""})

@@ -16,24 +16,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch.utils.data import Subset
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
-from tldr.data.loading import Batch, PairsDataset, ordered_loader
+from tldr.data.loading import PairsDataset
 from tldr.engine import Engine
 from tldr.ledger import Meter
 from tldr.model.base import Model, build, describe
 from tldr.pairs import Pairs
-from tldr.signal.extract import extract, shown
-from tldr.signal.store import PART_ROWS
+from tldr.signal.extract import Tick, batches_of, extract, shown
+from tldr.signal.store import parts_of
 
 
 class Tally(NamedTuple):
@@ -93,18 +92,20 @@ class PortablePairs:
         self.pairs = replace(Pairs.open(state["folder"]), root=state["root"])  # its root may be that of another job
 
 
-Tick = Callable[[int], Any]  # told of every batch how many pairs it had
-
-
 @dataclass(kw_only=True)
 class Spread(ABC):
-    """``model`` does something with the parts of ``pairs``, of PART_ROWS each."""
+    """``model`` does something with the parts of ``pairs`` (`tldr.signal.store.parts_of`)."""
 
     model: PortableModel
     pairs: PortablePairs
     batch_size: int
     num_workers: int
     peers: int = field(default=1, init=False)
+
+    @classmethod
+    def of(cls, model: Model, pairs: Pairs, cache: Path, **options: Any) -> Self:
+        """With these, which can be sent; ``cache`` may have a file of the pairs."""
+        return cls(model=PortableModel(model), pairs=PortablePairs(pairs, cache), **options)
 
     @abstractmethod
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
@@ -128,7 +129,7 @@ class Spread(ABC):
         is."""
         if not len(parts):
             return []
-        with tqdm(total=sum(len(self.rows(number)) for number in parts), desc=title, unit="pair") as bar:
+        with tqdm(total=sum(len(self.parts[number]) for number in parts), desc=title, unit="pair") as bar:
             if engine.alone(device):
                 return [self.open(str(device))(parts, bar.update)]
             tallies = []
@@ -139,22 +140,14 @@ class Spread(ABC):
             return tallies
 
     @property
-    def parts(self) -> range:
-        """All of them."""
-        return range(-(-len(self.pairs.pairs) // PART_ROWS))
+    def parts(self) -> list[range]:
+        """The rows of each."""
+        return parts_of(len(self.pairs.pairs))
 
-    def rows(self, number: int) -> range:
-        """Of a part."""
-        return range(number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs.pairs)))
-
-    def batches(self, number: int, dataset: PairsDataset, model: Model, meter: Meter, tick: Tick) -> Iterator[Batch]:
-        """Those of a part, on the model's device."""
-        shown = Subset(dataset, self.rows(number))
-        for batch in ordered_loader(shown, batch_size=self.batch_size, num_workers=self.num_workers):
-            batch["images"] = batch["images"].to(model.device)
-            with meter.batch(len(batch["captions"])):  # whoever takes the batch works on it until the next
-                yield batch
-            tick(len(batch["captions"]))
+    @property
+    def loading(self) -> dict[str, int]:
+        """How pictures are read."""
+        return {"batch_size": self.batch_size, "num_workers": self.num_workers}
 
 
 @dataclass(kw_only=True)
@@ -166,11 +159,11 @@ class Scoring(Spread):
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
         """All lies in files."""
         pool = self.pairs.pairs
-        options: dict[str, Any] = {"batch_size": self.batch_size, "num_workers": self.num_workers, "meter": meter}
-        options |= {"dataset": shown(pool, model), "folder": self.folder}
+        dataset = shown(pool, model)
 
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:
-            extract(pool, model, parts=parts, tick=tick, **options)
+            options: dict[str, Any] = {"dataset": dataset, "meter": meter, "tick": tick, **self.loading}
+            extract(pool, model, folder=self.folder, parts=parts, **options)
             return {}
 
         return do
@@ -192,15 +185,16 @@ class Writing(Spread):
 
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
         """All lies in files."""
-        dataset = PairsDataset.seen_by(model, self.pairs.pairs)
+        dataset, rows = PairsDataset.seen_by(model, self.pairs.pairs), self.parts
 
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:
+            counted: dict[str, Any] = {"device": model.device, "meter": meter, "tick": tick, **self.loading}
             for number in parts:
                 start, flops, captions = time.perf_counter(), meter.flops, []
                 # A CPU's generator takes 32 bits of a seed: these are mixed from all three.
                 drawn = np.random.SeedSequence((self.seed, self.draw, number)).generate_state(1)
                 generator = torch.Generator(model.device).manual_seed(int(drawn[0]))
-                for batch in self.batches(number, dataset, model, meter, tick):
+                for batch in batches_of(dataset, rows[number], **counted):
                     captions += model.generate(batch["images"], generator=generator, **self.generation)
                 seconds = (time.perf_counter() - start) / self.peers  # of the clock, while others work beside it
                 cost = json.dumps({"seconds": seconds, "flops": meter.flops - flops})
@@ -218,12 +212,13 @@ class Aligning(Spread):
 
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
         """It lies in no file."""
-        dataset = PairsDataset.seen_by(model, self.pairs.pairs)
+        dataset, rows = PairsDataset.seen_by(model, self.pairs.pairs), self.parts
 
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:
+            counted: dict[str, Any] = {"device": model.device, "meter": meter, "tick": tick, **self.loading}
             found: dict[int, Any] = {}
             for number in parts:
-                batches = self.batches(number, dataset, model, meter, tick)
+                batches = batches_of(dataset, rows[number], **counted)
                 values = [model.signals(batch)["alignment"].float().cpu().numpy() for batch in batches]
                 found[number] = np.concatenate(values).astype(np.float32)
             return found

@@ -25,7 +25,7 @@ from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN
-from tldr.tasks.spread import Aligning, PortableModel, PortablePairs, Spread, Tally, Writing
+from tldr.tasks.spread import Aligning, Spread, Tally, Writing
 
 
 class CaptionWriter:
@@ -62,14 +62,15 @@ class CaptionWriter:
         key = json.dumps(recipe, sort_keys=True, default=str)
         folder = self.cache / "captions" / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
-        options = {"folder": folder.resolve(), "generation": self.generation, "seed": self.seed, "draw": draw}
-        task = Writing(**self._sent(pairs, MAIN), **options)
+        drawn = {"generation": self.generation, "seed": self.seed, "draw": draw}
+        task = Writing.of(self.scorers[MAIN], pairs, self.cache, folder=folder.resolve(), **drawn, **self.loading)
+        parts = range(len(task.parts))
         with FileLock(folder / "lock"):
             there = {file.name for file in folder.iterdir()}
-            missing = [number for number in task.parts if task.file(number).name not in there]
+            missing = [number for number in parts if task.file(number).name not in there]
             self._run(task, missing, "writing captions")
         captions: list[str] = []
-        for number in task.parts:
+        for number in parts:
             kept = pq.read_table(task.file(number))
             captions += kept["caption"].to_pylist()
             if task.file(number).name in there:
@@ -80,10 +81,11 @@ class CaptionWriter:
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
         """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
-        task = Aligning(**self._sent(pairs, scorer))
-        tallies = self._run(task, task.parts, f"aligning captions {scorer}".strip())
+        task = Aligning.of(self.scorers[scorer], pairs, self.cache, **self.loading)
+        parts = range(len(task.parts))
+        tallies = self._run(task, parts, f"aligning captions {scorer}".strip())
         found = {number: values for tally in tallies for number, values in tally.found.items()}
-        return np.concatenate([found[number] for number in task.parts])
+        return np.concatenate([found[number] for number in parts])
 
     def charge(self, stage: Stage) -> None:
         """Write into the ledger's ``stage`` what was spent since this was asked last, now or when captions that were
@@ -92,10 +94,6 @@ class CaptionWriter:
         stage.found_seconds, stage.found_flops = self.found_seconds, self.found_flops
         self.flops, self.found_seconds, self.found_flops = 0.0, 0.0, 0.0
         self.accelerators.clear()
-
-    def _sent(self, pairs: Pairs, scorer: str) -> dict[str, Any]:
-        model = PortableModel(self.scorers[scorer])
-        return {"model": model, "pairs": PortablePairs(pairs, self.cache), **self.loading}
 
     def _run(self, task: Spread, parts: Sequence[int], title: str) -> list[Tally]:
         tallies = task.run(self.engine, parts, device=self.device, title=title)
