@@ -112,3 +112,17 @@ def test_without_stepping_aside_all_this_fails(house):
         run = python(*command, cwd=house)
         assert run.returncode != 0
         assert str(house / "select.py") in run.stderr  # the standard library came by our file
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_spin_for_a_moment_unless_told_otherwise(given, found, monkeypatch):
+    """Said before the OpenMP of PyTorch begins."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    code = "import os, sys, hydra, tldr; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    done = python("-c", code, cwd=ROOT, path=str(ROOT))
+    assert (done.stdout.strip(), done.stderr) == (found, "")
