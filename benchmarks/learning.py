@@ -2,11 +2,13 @@
 
 For each data set: BLIP, ViLT, CLIP, the captioner and the VQ-VLM are trained on its training pairs without the planted
 noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and evaluated on held-out pictures; models of
-`cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. ViLT begins from the CLIP of
-its row, as the published one from a trained ViT: from nothing it does not learn to look in such a time; and its
-retrieval is that of its own fine-tuning, a caption among those of 15 others. One tokenizer, learned from the words of
-captions, statements and questions, serves all, as a published one would. Every result is kept in --out, by the
-settings: run again, only what is missing is computed. Prints one table, and writes it as Markdown and JSON.
+`cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. ViLT begins from a CLIP, as
+the published one from a trained ViT: from nothing it does not learn to look in such a time. It has as many blocks as
+the others have for pictures and words together, and learns at a quarter of their rate, for at theirs it forgets what
+the CLIP knew of places and classes before it makes use of it; its retrieval is that of its own fine-tuning, a caption
+among those of 15 others. One tokenizer, learned from the words of captions, statements and questions, serves all, as
+a published one would. Every result is kept in --out, by the settings: run again, only what is missing is computed.
+Prints one table, and writes it as Markdown and JSON.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ TASKS = {  # of each model: what it can do without a head
     "vqvlm": ("captioning",),
 }
 STEPS = {"blip": 600, "vilt": 2000, "clip": 400, "captioner": 800, "vqvlm": 800}
-BEGINS = {"vilt": "clip"}  # whose weights it begins from
+BEGINS = {"vilt": ("clip", ["model.image.depth=4"])}  # what it begins from, and how that is made
+GENTLY = "model.optimizer.lr=5e-4"  # for what begins from a trained model
 BATCH = {"blip": 64, "vilt": 64}
-TUNED = {("vilt", "retrieval"): (2000, ["model.ranked=15", "batch_size=16"])}  # as a whole for a task: steps, and how
-MORE = {("vilt", "nlvr2"): 10 / 3}  # times --head-steps, where those are too few
+TUNED = {("vilt", "retrieval"): (2000, [GENTLY, "model.ranked=15", "batch_size=16"])}  # for a task: steps, and how
 COLUMNS = {
     "retrieval/tr@1": "TR@1", "retrieval/ir@1": "IR@1", "captioning/cider": "CIDEr", "nlvr2/accuracy": "NLVR",
     "vqa/accuracy": "VQA", "zeroshot/top1": "zero-shot CIFAR-10",
@@ -79,20 +81,25 @@ class Bench:
     """One model on one data set: its training, its heads, its numbers."""
 
     def __init__(self, data: str, model: str, sizes: list[str], given: argparse.Namespace, place: Path) -> None:
-        self.data, self.model, self.sizes, self.given, self.place = data, model, sizes, given, place
+        self.data, self.model, self.given = data, model, given
         self.home = place / data / model
-        self.steps = max(2, round(STEPS[model] * given.share))
+        self.steps = self.steps_of(model)
         self.always = [f"cache={given.out / 'cache'}", *sizes]
         self.tokenizer = f"tokenizer={tokenizer_of(data, sizes, place / data / 'tokenizer')}"
 
+    def steps_of(self, model: str) -> int:
+        """Of its pre-training."""
+        return max(2, round(STEPS[model] * self.given.share))
+
     def pretrain(self) -> float:
-        """Without the planted noise; the seconds that it took, without those of the model that it begins from."""
-        options = [f"batch_size={BATCH.get(self.model, 128)}", self.tokenizer]
+        """Without the planted noise; the seconds that it took, with those of the model that it begins from."""
+        options, seconds = [self.tokenizer], 0.0
         if self.model in BEGINS:
-            before = Bench(self.data, BEGINS[self.model], self.sizes, self.given, self.place)
-            before.pretrain()
-            options.append(f"init_from={before.home}")
-        return self.train(self.model, self.home, self.steps, *CLEAN, *options)
+            model, own = BEGINS[self.model]
+            begin = self.home / model
+            seconds = self.train(model, begin, self.steps_of(model), *CLEAN, *options, batch_of(model), *own)
+            options += [f"init_from={begin}", GENTLY]
+        return seconds + self.train(self.model, self.home, self.steps, *CLEAN, *options, batch_of(self.model))
 
     def tune(self, task: str) -> tuple[Path, float]:
         """The model that does ``task``, and the seconds that it took to fine-tune it: itself and none, but for those
@@ -116,8 +123,7 @@ class Bench:
         for head, split in (("nlvr2", "nlvr2_train"), ("vqa", "vqa_train")):
             home = self.home / head
             options = [f"model.backbone={self.home}", f"data.split={split}", "batch_size=64"]
-            steps = round(self.given.head_steps * MORE.get((self.model, head), 1))
-            numbers["seconds"] += self.train(head, home, steps, *options)
+            numbers["seconds"] += self.train(head, home, self.given.head_steps, *options)
             numbers |= self.evaluate(head, home, f"data={self.data}_eval")
         if self.data == "cifar_scenes" and "retrieval" in homes:
             numbers |= self.evaluate("zeroshot", homes["retrieval"], "data=cifar10")
@@ -136,6 +142,11 @@ class Bench:
         sizes = self.always if task != "zeroshot" else self.always[:1]
         fixed = [f"evaluator={task}", f"checkpoint={checkpoint}", "logger=none", *sizes]
         return command("evaluate", *fixed, *options, *(captions if task == "captioning" else []))[0]
+
+
+def batch_of(model: str) -> str:
+    """The override that says how large a batch of pre-training is."""
+    return f"batch_size={BATCH.get(model, 128)}"
 
 
 def tokenizer_of(data: str, sizes: list[str], folder: Path) -> Path:
