@@ -111,6 +111,34 @@ def test_writing_that_was_killed_goes_on(pairs, tiny_checkpoint, tmp_path, alone
     assert stage.flops == pytest.approx(cost["flops"] * 100 / PART_ROWS, rel=0.2)
 
 
+def test_scoring_that_was_killed_goes_on(pairs, tiny_checkpoint, tmp_path, alone, monkeypatch):
+    """And the ledger has what the signals took in all."""
+    home, _, _ = alone
+    model: Any = load_model(tiny_checkpoint)
+    say, rows = model.signals, []
+
+    def dying(batch):
+        rows.extend(batch["captions"])
+        if len(rows) > PART_ROWS:
+            raise KeyboardInterrupt
+        return say(batch)
+
+    options: dict[str, Any] = {"cache": tmp_path, "engine": Local(), "device": CPU, "batch_size": 256, "num_workers": 0}
+    monkeypatch.setattr(model, "signals", dying)
+    with pytest.raises(KeyboardInterrupt):
+        score(pairs, model, ledger=Ledger(), **options)
+    monkeypatch.undo()
+    (first,) = tmp_path.rglob("part-*/cost.json")
+    ledger, cost = Ledger(), json.loads(first.read_text())
+    signals = score(pairs, model, ledger=ledger, **options)
+    assert files(tmp_path) == files(home)
+    (stage,) = ledger.stages
+    assert (stage.images, stage.found_seconds, stage.found_flops) == (100, cost["seconds"], cost["flops"])
+    assert stage.flops == pytest.approx(cost["flops"] * 100 / PART_ROWS, rel=0.2)
+    made = json.loads((signals.folder / "cost.json").read_text())
+    assert made == {"seconds": stage.seconds + cost["seconds"], "flops": stage.flops + cost["flops"]}
+
+
 def test_draws_seeds_and_parts_differ(pairs, tiny_checkpoint, tmp_path, alone):
     _, captions, _ = alone
     few = pairs.take(np.arange(200))

@@ -17,7 +17,7 @@ from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 
 from tldr.engine import Engine
-from tldr.ledger import Ledger
+from tldr.ledger import COST, Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
 from tldr.signal.extract import fingerprint
@@ -124,6 +124,11 @@ def score(
         signals = Signals(folder, len(pool))
         missing = signals.missing()
         stage.cached = not missing
+        for number in set(range(signals.parts)).difference(missing) if missing else ():
+            if (file := signals.part(number) / COST).is_file():
+                cost = json.loads(file.read_text(encoding="utf-8"))
+                stage.found_seconds += cost["seconds"]
+                stage.found_flops += cost["flops"]
         task = Scoring.of(model, pool, cache, folder=folder.resolve(), **loading)
         tallies = task.run(engine, missing, device=device, title="extracting signals")
         stage.images, stage.flops = sum(tally.rows for tally in tallies), sum(tally.flops for tally in tallies)

@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path
+from tldr.atomic import atomic_path, write_json
 from tldr.data.loading import PairsDataset
 from tldr.engine import Engine
-from tldr.ledger import Meter
+from tldr.ledger import COST, Meter
 from tldr.model.base import Model, build, describe
 from tldr.pairs import Pairs
 from tldr.signal.extract import Tick, batches_of, extract, shown
@@ -107,6 +107,11 @@ class Spread(ABC):
         """With these, which can be sent; ``cache`` may have a file of the pairs."""
         return cls(model=PortableModel(model), pairs=PortablePairs(pairs, cache), **options)
 
+    def clock(self, meter: Meter) -> Callable[[], dict[str, float]]:
+        """What tells the cost from now on: FLOPs, and seconds, of which those that work at the same time share each."""
+        start, flops = time.perf_counter(), meter.flops
+        return lambda: {"seconds": (time.perf_counter() - start) / self.peers, "flops": meter.flops - flops}
+
     @abstractmethod
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
         """What does parts with the model, and gives of each what lies in no file."""
@@ -152,7 +157,7 @@ class Spread(ABC):
 
 @dataclass(kw_only=True)
 class Scoring(Spread):
-    """Signals into ``folder`` (`tldr.signal.extract`)."""
+    """Signals into ``folder`` (`tldr.signal.extract`), and what each part took beside them."""
 
     folder: Path
 
@@ -163,7 +168,11 @@ class Scoring(Spread):
 
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:
             options: dict[str, Any] = {"dataset": dataset, "meter": meter, "tick": tick, **self.loading}
-            extract(pool, model, folder=self.folder, parts=parts, **options)
+            for number in parts:
+                spent = self.clock(meter)
+                part = extract(pool, model, folder=self.folder, parts=[number], **options).part(number)
+                if not (part / COST).exists():
+                    write_json(part / COST, spent())
             return {}
 
         return do
@@ -190,17 +199,15 @@ class Writing(Spread):
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:
             counted: dict[str, Any] = {"device": model.device, "meter": meter, "tick": tick, **self.loading}
             for number in parts:
-                start, flops, captions = time.perf_counter(), meter.flops, []
+                spent, captions = self.clock(meter), []
                 # A CPU's generator takes 32 bits of a seed: these are mixed from all three.
                 drawn = np.random.SeedSequence((self.seed, self.draw, number)).generate_state(1)
                 generator = torch.Generator(model.device).manual_seed(int(drawn[0]))
                 for batch in batches_of(dataset, rows[number], **counted):
                     captions += model.generate(batch["images"], generator=generator, **self.generation)
-                seconds = (time.perf_counter() - start) / self.peers  # of the clock, while others work beside it
-                cost = json.dumps({"seconds": seconds, "flops": meter.flops - flops})
                 table = pa.table({"caption": pa.array(captions, pa.large_string())})
                 with atomic_path(self.file(number)) as temporary:
-                    pq.write_table(table.replace_schema_metadata({"cost": cost}), temporary)
+                    pq.write_table(table.replace_schema_metadata({"cost": json.dumps(spent())}), temporary)
             return {}
 
         return do
