@@ -169,6 +169,8 @@ class Signals(Mapping[str, Signal]):
             shutil.rmtree(temporary, ignore_errors=True)
 
     def write_constant(self, name: str, array: np.ndarray) -> None:
-        """Store an array that belongs to the model."""
-        with atomic_path(self.folder / f"{name}.npy") as temporary, temporary.open("wb") as sink:
-            np.save(sink, array)
+        """Store an array that belongs to the model, once: every part asks for it, and the folder is one model's."""
+        file = self.folder / f"{name}.npy"
+        if not file.is_file():
+            with atomic_path(file) as temporary, temporary.open("wb") as sink:
+                np.save(sink, array)

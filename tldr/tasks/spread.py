@@ -134,7 +134,8 @@ class Spread(ABC):
         is."""
         if not len(parts):
             return []
-        with tqdm(total=sum(len(self.parts[number]) for number in parts), desc=title, unit="pair") as bar:
+        rows = self.parts
+        with tqdm(total=sum(len(rows[number]) for number in parts), desc=title, unit="pair") as bar:
             if engine.alone(device):
                 return [self.open(str(device))(parts, bar.update)]
             tallies = []
