@@ -5,7 +5,7 @@ noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and e
 `cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. ViLT begins from a CLIP, as
 the published one from a trained ViT: from nothing it does not learn to look in such a time. It has as many blocks as
 the others have for pictures and words together, and learns at a quarter of their rate, for at theirs it forgets what
-the CLIP knew of places and classes before it makes use of it; its retrieval is that of its own fine-tuning, a caption
+the CLIP knew of classes before it makes use of it; its retrieval is that of its own fine-tuning, a caption
 among those of 15 others. One tokenizer, learned from the words of captions, statements and questions, serves all, as
 a published one would. Every result is kept in --out, by the settings: run again, only what is missing is computed.
 Prints one table, and writes it as Markdown and JSON.
