@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +42,11 @@ class Stage:
     found_flops: float = 0.0
     made_seconds: float | None = None
     made_flops: float | None = None
+
+    def find(self, cost: Mapping[str, float]) -> None:
+        """A part that an earlier run had made: what stands in its ``cost.json``."""
+        self.found_seconds += cost["seconds"]
+        self.found_flops += cost["flops"]
 
 
 @dataclass

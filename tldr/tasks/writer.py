@@ -53,7 +53,7 @@ class CaptionWriter:
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}
         self.model = fingerprint(model)
         self.seed, self.generation = seed, dict(generation)
-        self.found_seconds = self.found_flops = self.flops = 0.0  # since `charge` was asked last
+        self.spent = Stage("writer")  # since `charge` was asked last
         self.accelerators: set[str] = set()
 
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
@@ -74,9 +74,7 @@ class CaptionWriter:
             kept = pq.read_table(task.file(number))
             captions += kept["caption"].to_pylist()
             if task.file(number).name in there:
-                cost = json.loads((kept.schema.metadata or {})[b"cost"])
-                self.found_seconds += cost["seconds"]
-                self.found_flops += cost["flops"]
+                self.spent.find(json.loads((kept.schema.metadata or {})[b"cost"]))
         return captions
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
@@ -90,13 +88,13 @@ class CaptionWriter:
     def charge(self, stage: Stage) -> None:
         """Write into the ledger's ``stage`` what was spent since this was asked last, now or when captions that were
         found were written."""
-        stage.flops, stage.devices = self.flops, len(self.accelerators)
-        stage.found_seconds, stage.found_flops = self.found_seconds, self.found_flops
-        self.flops, self.found_seconds, self.found_flops = 0.0, 0.0, 0.0
+        stage.flops, stage.devices = self.spent.flops, len(self.accelerators)
+        stage.found_seconds, stage.found_flops = self.spent.found_seconds, self.spent.found_flops
+        self.spent = Stage("writer")
         self.accelerators.clear()
 
     def _run(self, task: Spread, parts: Sequence[int], title: str) -> list[Tally]:
         tallies = task.run(self.engine, parts, device=self.device, title=title)
-        self.flops += sum(tally.flops for tally in tallies)
+        self.spent.flops += sum(tally.flops for tally in tallies)
         self.accelerators |= {tally.accelerator for tally in tallies} - {""}
         return tallies
