@@ -1,5 +1,5 @@
-"""What methods are to be compared with: selections that are no methods. Two of them choose rows of a pool, one with the
-ground truth before its eyes; length bins are a selector around another one.
+"""What methods are to be compared with: selections that are no methods. Some choose rows of a pool, oracles with the
+ground truth before their eyes; length bins are a selector around another one.
 
 Shapes: N pairs, n = keep.
 """
@@ -7,6 +7,7 @@ Shapes: N pairs, n = keep.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ def longest(pool: Pairs, keep: int, seed: int) -> np.ndarray:
     return best(pool.words + np.random.default_rng(seed).random(len(pool)), keep)[0]
 
 
-def oracle(pool: Pairs, keep: int, seed: int) -> np.ndarray:
-    """(n,) drawn from the pairs with their own caption, one a scene. Where these do not suffice, first repeated scenes
-    come back, then wrong captions."""
-    drawn = np.random.default_rng(seed).random(len(pool))
+def oracle(pool: Pairs, keep: int, seed: int, *, wordy: bool = False) -> np.ndarray:
+    """(n,) drawn from the pairs with their own caption, one a scene; with ``wordy``, those with most words. Where
+    these do not suffice, first repeated scenes come back, then wrong captions."""
+    drawn = np.random.default_rng(seed).random(len(pool)) - (pool.words if wordy else 0)
     wrong, scene = pool.column(MISMATCHED).astype(bool), pool.column(SCENE)
     order = np.lexsort((drawn, wrong))
     _, first = np.unique(scene[order], return_index=True)
@@ -35,8 +36,12 @@ def oracle(pool: Pairs, keep: int, seed: int) -> np.ndarray:
     return np.sort(np.lexsort((drawn, again, wrong))[:keep])
 
 
-ROWS: dict[str, Callable[[Pairs, int, int], np.ndarray]] = {"longest": longest, "oracle": oracle}
-TRUTH = {"oracle": (MISMATCHED, SCENE)}  # columns that a control cannot do without
+ROWS: dict[str, Callable[[Pairs, int, int], np.ndarray]] = {
+    "longest": longest,
+    "oracle": oracle,
+    "oracle_longest": partial(oracle, wordy=True),
+}
+TRUTH = {"oracle": (MISMATCHED, SCENE), "oracle_longest": (MISMATCHED, SCENE)}  # columns that they cannot do without
 
 
 class LengthBins(Selector):

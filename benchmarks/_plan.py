@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 ALL = {"full": [], "full_refined": ["refined"]}  # controls without compression
-CONTROLS = ("full", "full_refined", "random", "oracle", "longest", "tldr_length_bins")
+CONTROLS = ("full", "full_refined", "random", "oracle", "longest", "oracle_longest", "tldr_length_bins")
 NOTHING_REMOVED = 1e-12  # select.py wants a share inside (0, 1); of no pool is this one pair
 
 

@@ -26,7 +26,7 @@ SETTINGS = [
     "scorer_steps=6", "batch_size=16", "budgets.short=4", "budgets.long=null", "budgets.epochs=null",
     "compressions=[0.75]", "seeds=[0,1]", "logger=csv", "out=out", "cache=cache",
 ]  # fmt: skip
-METHODS = ["full", "full_refined", "random", "oracle", "longest", "tldr_length_bins", "tldr"]
+METHODS = ["full", "full_refined", "random", "oracle", "longest", "oracle_longest", "tldr_length_bins", "tldr"]
 
 
 def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
@@ -34,11 +34,11 @@ def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
         return benchmark("reduction", *SETTINGS, *more)
 
     out = tmp_path / "out"
-    assert "14 runs, 14 missing" in reduction("dry=true")
+    assert "16 runs, 16 missing" in reduction("dry=true")
     assert not out.exists()
     said = reduction()
-    assert said.count("$ python train.py") == said.count("$ python evaluate.py") == 14
-    assert said.count("$ python select.py") == 10  # longest and oracle take rows of full's pool
+    assert said.count("$ python train.py") == said.count("$ python evaluate.py") == 16
+    assert said.count("$ python select.py") == 10  # longest and the oracles take rows of full's pool
 
     table = pl.read_parquet(out / "rows.parquet")
     rows = {(row["selector"], row["seed"]): row for row in table.to_dicts()}
@@ -55,7 +55,7 @@ def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
     assert rows["tldr_length_bins", 0]["words"] == pytest.approx(rows["full", 0]["words"], rel=0.1)
     assert rows["tldr", 0]["flops_scorer"] > 0 == rows["random", 0]["flops_scorer"]
     assert rows["tldr", 0]["hash"] != rows["tldr", 1]["hash"]
-    assert len(pl.read_csv(out / "rows.csv")) == 14
+    assert len(pl.read_csv(out / "rows.csv")) == 16
     pairs = Pairs.open(next(out.glob("selections/tldr_length_bins-*")))
     assert pairs.provenance["names"]["selector"] == "tldr_length_bins"
     reasons = pq.read_table(next(out.glob("selections/tldr_length_bins-*/decisions.parquet")))["reason"]
@@ -77,15 +77,15 @@ def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
     assert again.count("$ python train.py") == 1
     assert again.count("$ python select.py") == 0
     assert json.loads(lost.read_text())["retrieval/tr@1"] == before["retrieval/tr@1"]
-    assert "14 runs, 0 missing" in (third := reduction())
+    assert "16 runs, 0 missing" in (third := reduction())
     assert "$ python" not in third
 
     (tmp_path / "rows.csv").write_text((out / "rows.csv").read_text())
     elsewhere = reduction("known=[rows.csv]", "out=elsewhere")
-    assert "14 runs, 0 missing" in elsewhere
+    assert "16 runs, 0 missing" in elsewhere
     assert "$ python" not in elsewhere
     assert (tmp_path / "elsewhere" / "results.md").read_text() == (out / "results.md").read_text()
-    assert "28 runs, 14 missing" in reduction("known=[rows.csv]", "out=elsewhere", "seeds=[0,1,2,3]", "dry=true")
+    assert "32 runs, 16 missing" in reduction("known=[rows.csv]", "out=elsewhere", "seeds=[0,1,2,3]", "dry=true")
 
 
 # ---------------------------------------------------------------- its parts
@@ -192,6 +192,15 @@ def test_the_oracle_takes_back_what_it_must(parts, tiny_pool):
     assert sorted(some) == sorted(np.flatnonzero(~wrong))
     assert wrong[most].sum() == 60
     assert not np.array_equal(parts["_controls"].oracle(tiny_pool, 50, 0), parts["_controls"].oracle(tiny_pool, 50, 1))
+
+
+def test_the_wordy_oracle_prefers_long_captions_among_the_clean(parts, tiny_pool):
+    wrong, scene = tiny_pool.column("truth_mismatched"), tiny_pool.column("truth_scene")
+    kept = parts["_controls"].ROWS["oracle_longest"](tiny_pool, 50, 0)
+    assert not wrong[kept].any()
+    assert len(np.unique(scene[kept])) == 50
+    longest = [tiny_pool.words[~wrong & (scene == one)].max() for one in np.unique(scene[~wrong])]
+    assert sorted(tiny_pool.words[kept]) == sorted(longest)[-50:]
 
 
 class First(Selector):
