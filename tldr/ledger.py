@@ -43,8 +43,8 @@ class Stage:
     made_seconds: float | None = None
     made_flops: float | None = None
 
-    def find(self, cost: Mapping[str, float]) -> None:
-        """A part that an earlier run had made: what stands in its ``cost.json``."""
+    def add_found(self, cost: Mapping[str, float]) -> None:
+        """Count a part that an earlier run had made, by the ``seconds`` and ``flops`` that it wrote down."""
         self.found_seconds += cost["seconds"]
         self.found_flops += cost["flops"]
 

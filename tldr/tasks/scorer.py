@@ -126,7 +126,7 @@ def score(
         stage.cached = not missing
         for number in set(range(signals.parts)).difference(missing) if missing else ():
             if (file := signals.part(number) / COST).is_file():
-                stage.find(json.loads(file.read_text(encoding="utf-8")))
+                stage.add_found(json.loads(file.read_text(encoding="utf-8")))
         task = Scoring.of(model, pool, cache, folder=folder.resolve(), **loading)
         tallies = task.run(engine, missing, device=device, title="extracting signals")
         stage.images, stage.flops = sum(tally.rows for tally in tallies), sum(tally.flops for tally in tallies)

@@ -74,7 +74,7 @@ class CaptionWriter:
             kept = pq.read_table(task.file(number))
             captions += kept["caption"].to_pylist()
             if task.file(number).name in there:
-                self.spent.find(json.loads((kept.schema.metadata or {})[b"cost"]))
+                self.spent.add_found(json.loads((kept.schema.metadata or {})[b"cost"]))
         return captions
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
