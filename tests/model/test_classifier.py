@@ -4,6 +4,7 @@ import copy
 from collections import defaultdict
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -30,16 +31,20 @@ OPTIMIZER = {"lr": 1e-2, "schedule": "constant"}
 
 @pytest.fixture
 def pool(tmp_path) -> Pairs:
+    return pool_of(N, tmp_path)
+
+
+def pool_of(count: int, folder: Path) -> Pairs:
     """Reds and blues; every fifth is labelled wrongly."""
     rng = np.random.default_rng(0)
     labels = []
-    for i in range(N):
+    for i in range(count):
         pixels = rng.integers(0, 90, (SIZE, SIZE, 3), dtype=np.uint8)
         pixels[..., 2 * (i % 2)] += 120
-        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).save(folder / f"{i}.png")
         labels.append("red" if (i % 2 == 0) != (i % 5 == 4) else "blue")
-    columns = {"uid": [f"{i:03}" for i in range(N)], "image": [f"{i}.png" for i in range(N)], "caption": ["x"] * N}
-    return Pairs.build({**columns, "label": labels}, root=tmp_path)
+    columns = {"uid": [f"{i:03}" for i in range(count)], "image": [f"{i}.png" for i in range(count)]}
+    return Pairs.build({**columns, "caption": ["x"] * count, "label": labels}, root=folder)
 
 
 def build(**options: Any) -> Classifier:
@@ -158,9 +163,12 @@ def test_the_early_weights_are_those_of_their_step(pool, tmp_path):
     torch.testing.assert_close(again.signals(batch), whole.signals(batch))
 
 
-def test_wrong_labels_are_harder(pool, tmp_path):
-    found = train(pool, tmp_path, steps=60, early_steps=40, shift=None).signals(batch_of(pool, range(N)))
-    wrong = torch.arange(N) % 5 == 4
+def test_wrong_labels_are_harder(tmp_path):
+    # Too many to be learned by heart, and slowly: N at OPTIMIZER's rate are, more or less, as the processor rounds.
+    count, slow = 4 * N, {**OPTIMIZER, "lr": 1e-3}
+    pool = pool_of(count, tmp_path)
+    model = train(pool, tmp_path, steps=120, early_steps=100, shift=None, optimizer=slow)
+    found, wrong = model.signals(batch_of(pool, range(count))), torch.arange(count) % 5 == 4
     for name in ("el2n", "grand"):
         assert found[name][wrong].mean() > 1.5 * found[name][~wrong].mean()
 
