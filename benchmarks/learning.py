@@ -6,8 +6,9 @@ noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and e
 the published one from a trained ViT: from nothing it does not learn to look in such a time. It has as many blocks as
 the others have for pictures and words together, and learns at a quarter of their rate, for at theirs it forgets what
 the CLIP knew of classes before it makes use of it; its retrieval is that of its own fine-tuning, a caption
-among those of 15 others. One tokenizer, learned from the words of captions, statements and questions, serves all, as
-a published one would. Every result is kept in --out, by the settings: run again, only what is missing is computed.
+among those of 15 others; its heads learn ten times as fast as itself, and statements after questions. One tokenizer,
+learned from the words of captions, statements and questions, serves all, as a published one would. Every result is kept
+in --out, by the settings: run again, only what is missing is computed.
 Prints one table, and writes it as Markdown and JSON.
 """
 
@@ -43,7 +44,11 @@ BEGINS = {"vilt": ("clip", ["model.image.depth=4"])}  # what it begins from, and
 GENTLY = "model.optimizer.lr=5e-4"  # for what begins from a trained model
 BATCH = {"blip": 64, "vilt": 64}
 TUNED = {("vilt", "retrieval"): (2000, [GENTLY, "model.ranked=15", "batch_size=16"])}  # for a task: steps, and how
-MORE = {("vilt", "nlvr2"): 10 / 3}  # times --head-steps, where those are too few
+HEADS = {"vqa": "vqa_train", "nlvr2": "nlvr2_train"}  # and what they learn from
+GENTLER = ["model.optimizer.lr=1e-4", "model.optimizer.head_lr_scale=10", "model.optimizer.warmup_steps=0.1"]
+HEADED = {"vilt": GENTLER}  # at the heads' own rate it forgets what it knew before a head can make use of it
+AFTER = {("vilt", "nlvr2"): "vqa"}  # the head whose backbone it goes on with
+MORE = {("vilt", "nlvr2"): 2}  # times --head-steps, where those are too few
 COLUMNS = {
     "retrieval/tr@1": "TR@1", "retrieval/ir@1": "IR@1", "captioning/cider": "CIDEr", "nlvr2/accuracy": "NLVR",
     "vqa/accuracy": "VQA", "zeroshot/top1": "zero-shot CIFAR-10",
@@ -121,9 +126,10 @@ class Bench:
             homes[task], more = self.tune(task)
             numbers["seconds"] += more
             numbers |= self.evaluate(task, homes[task], f"data={self.data}_eval")
-        for head, split in (("nlvr2", "nlvr2_train"), ("vqa", "vqa_train")):
-            home = self.home / head
-            options = [f"model.backbone={self.home}", f"data.split={split}", "batch_size=64"]
+        for head, split in HEADS.items():
+            home, backbone = self.home / head, self.home / AFTER.get((self.model, head), "")
+            options = [f"model.backbone={backbone}", f"data.split={split}", "batch_size=64"]
+            options += HEADED.get(self.model, [])
             steps = round(self.given.head_steps * MORE.get((self.model, head), 1))
             numbers["seconds"] += self.train(head, home, steps, *options)
             numbers |= self.evaluate(head, home, f"data={self.data}_eval")

@@ -14,6 +14,7 @@ from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
 from tldr.model.nlvr2 import Nlvr2
 from tldr.model.vilt import Vilt
+from tldr.model.vqa import Vqa
 
 SENTENCES = ("all is red", "something is red")
 COLOURS = torch.tensor([[30, 60, 230], [220, 30, 30]], dtype=torch.uint8)  # blue, red
@@ -144,6 +145,21 @@ def test_the_backbone_can_be_given_larger_pictures(tmp_path):
     batch = make_batch()
     large = batch | {key: batch[key].repeat(1, 1, 2, 2) for key in ("images", "images_2")}
     torch.testing.assert_close(again.judge(large), model.judge(large), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_of_another_head_it_takes_what_that_has_tuned(tmp_path):
+    """And of it whatever a head of its own would move learns again."""
+    description = describe(backbone("blip", TOKENIZER))
+    tuned = Vqa(backbone=description, optimizer=OPTIMIZER, mode="rank", answers=["yes", "no"]).eval()
+    model = build(backbone=save(tuned, tmp_path))
+    for name, value in tuned.backbone.state_dict().items():
+        torch.testing.assert_close(model.backbone.state_dict()[name], value, rtol=0, atol=0)
+    moving, expected = ({n for n, p in each.named_parameters() if p.requires_grad} for each in (model, build()))
+    assert moving == expected
+    twin = build(fusion="twin")
+    with pytest.raises(ValueError, match=r"Nlvr2 of .* has changed its backbone \(fusion=twin\)"):
+        build(backbone=save(twin, tmp_path))
 
 
 @torch.no_grad()

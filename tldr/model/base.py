@@ -167,22 +167,41 @@ class Taught(Protocol):
 
 
 def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, Any]) -> Model:
-    """The model of a checkpoint of ours, or the one that `describe` told of, which then begins at random. ``image`` has
-    changes of its image encoder's arguments, None for none; for pictures of another size its positions are
-    interpolated. A teacher is forgotten."""
-    trained = None if isinstance(backbone, Mapping) else load_model(backbone)
+    """The model of a checkpoint of ours, or the one that `describe` told of, which then begins at random. Of a head's
+    checkpoint it is the backbone that the head has tuned. ``image`` has changes of its image encoder's arguments, None
+    for none; for pictures of another size its positions are interpolated. A teacher is forgotten."""
+    trained = None if isinstance(backbone, Mapping) else _student_of(backbone)
     image = {name: value for name, value in image.items() if value is not None}
+    if trained is not None and not image:
+        return trained
     description = describe(trained) if trained is not None else dict(cast(Mapping[str, Any], backbone))
     arguments = dict(description.get("arguments") or {})
-    if not isinstance(arguments.get("image"), Mapping) and image:
+    if image and not isinstance(arguments.get("image"), Mapping):
         name = str(description.get("class")).rpartition(".")[2]
         raise ValueError(f"backbone: a {name} has no image encoder of its own to change (image)")
     if image:
-        model = build({**description, "arguments": {**arguments, "image": {**arguments["image"], **image}}})
-        if trained is not None:
-            model.load_state_dict(resized(trained.state_dict(), model))
-    else:
-        model = trained or build(description)
+        arguments["image"] = {**arguments["image"], **image}
+    model = _untaught(build({**description, "arguments": arguments}))
+    if trained is not None:
+        model.load_state_dict(resized(trained.state_dict(), model))
+    return model
+
+
+def _student_of(path: str | Path) -> Model:
+    """The model of a checkpoint, or the backbone that the head in it has tuned, free of what that head froze."""
+    model = load_model(path)
+    tuned = getattr(model, "backbone", None)
+    if not isinstance(tuned, Model):
+        return _untaught(model)
+    student, state = _untaught(build(describe(tuned))), tuned.state_dict()
+    if student.state_dict().keys() != state.keys():
+        name = f"{type(model).__name__} of {path}"
+        raise ValueError(f"backbone: the {name} has changed its backbone (fusion=twin); take what that was made from")
+    student.load_state_dict(state)
+    return student.eval()
+
+
+def _untaught(model: Model) -> Model:
     if isinstance(model, Taught):
         model.keep_student()
     return model

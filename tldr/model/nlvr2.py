@@ -42,9 +42,9 @@ class Twin(Protocol):
 
 
 class Nlvr2(Model):
-    """``backbone`` is a checkpoint of ours (a file or its folder), or what `describe` tells of a model, which then
-    begins at random; ``image`` has changes of its image encoder's arguments (image_size, drop_path). ``pictures`` is 2,
-    or 1 for NLVR. ``optimizer.head_lr_scale`` is for the MLP."""
+    """``backbone`` is a checkpoint of ours (a file or its folder; of a head's, the backbone that it has tuned), or what
+    `describe` tells of a model, which then begins at random; ``image`` has changes of its image encoder's arguments
+    (image_size, drop_path). ``pictures`` is 2, or 1 for NLVR. ``optimizer.head_lr_scale`` is for the MLP."""
 
     columns = ("label", "image_2")
     learns_tokenizer = False

@@ -60,11 +60,11 @@ class Answerer(Protocol):
 
 
 class Vqa(Model):
-    """``backbone`` is a checkpoint of ours (a file or its folder), or what `describe` tells of a model, which then
-    begins at random; ``image`` has changes of its image encoder's arguments (image_size, drop_path). ``answers`` are
-    what it can say; None: the ``num_answers`` most frequent in training, which `prepare_columns` finds. ``top_k``
-    answers are ranked. The decoder that ranks is a copy of the backbone's, trained apart, as BLIP's, unless
-    ``shared_decoder``. ``optimizer.head_lr_scale`` is for the classifier (ViLT: 10)."""
+    """``backbone`` is a checkpoint of ours (a file or its folder; of a head's, the backbone that it has tuned), or what
+    `describe` tells of a model, which then begins at random; ``image`` has changes of its image encoder's arguments
+    (image_size, drop_path). ``answers`` are what it can say; None: the ``num_answers`` most frequent in training, which
+    `prepare_columns` finds. ``top_k`` answers are ranked. The decoder that ranks is a copy of the backbone's, trained
+    apart, as BLIP's, unless ``shared_decoder``. ``optimizer.head_lr_scale`` is for the classifier (ViLT: 10)."""
 
     columns = ("answers",)
     learns_tokenizer = False
