@@ -23,5 +23,6 @@ def test_a_row_for_every_model_beside_chance(benchmark, tmp_path):
     assert "| shapes | clip | 2 |" in (tmp_path / "out" / "results.md").read_text()
     assert "checkpoint=out/200-8-0.005-2-s0/shapes/vilt/retrieval" in said  # it is fine-tuned first
     assert "/shapes/clip/retrieval" not in said
+    assert said.count("model.backbone=out/200-8-0.005-2-s0/shapes/vilt/vqa ") == 1  # statements after questions
     assert said.count("$ python train.py") == 11  # three each, for ViLT also the CLIP it begins from and retrieval
     assert run().count("$ python") == 0  # what is there is not computed again
