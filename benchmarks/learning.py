@@ -45,10 +45,12 @@ GENTLY = "model.optimizer.lr=5e-4"  # for what begins from a trained model
 BATCH = {"blip": 64, "vilt": 64}
 TUNED = {("vilt", "retrieval"): (2000, [GENTLY, "model.ranked=15", "batch_size=16"])}  # for a task: steps, and how
 HEADS = {"vqa": "vqa_train", "nlvr2": "nlvr2_train"}  # and what they learn from
-GENTLER = ["model.optimizer.lr=1e-4", "model.optimizer.head_lr_scale=10", "model.optimizer.warmup_steps=0.1"]
-HEADED = {"vilt": GENTLER}  # at the heads' own rate it forgets what it knew before a head can make use of it
+APART = ["model.optimizer.head_lr_scale=10", "model.optimizer.warmup_steps=0.1"]
+HEADED = {  # times --head-steps, and how: at the heads' own rate it forgets what it knew before they make use of it
+    ("vilt", "vqa"): (2, ["model.optimizer.lr=2e-4", *APART]),
+    ("vilt", "nlvr2"): (2, ["model.optimizer.lr=1e-4", *APART]),
+}
 AFTER = {("vilt", "nlvr2"): "vqa"}  # the head whose backbone it goes on with
-MORE = {("vilt", "nlvr2"): 2}  # times --head-steps, where those are too few
 COLUMNS = {
     "retrieval/tr@1": "TR@1", "retrieval/ir@1": "IR@1", "captioning/cider": "CIDEr", "nlvr2/accuracy": "NLVR",
     "vqa/accuracy": "VQA", "zeroshot/top1": "zero-shot CIFAR-10",
@@ -128,9 +130,9 @@ class Bench:
             numbers |= self.evaluate(task, homes[task], f"data={self.data}_eval")
         for head, split in HEADS.items():
             home, backbone = self.home / head, self.home / AFTER.get((self.model, head), "")
-            options = [f"model.backbone={backbone}", f"data.split={split}", "batch_size=64"]
-            options += HEADED.get(self.model, [])
-            steps = round(self.given.head_steps * MORE.get((self.model, head), 1))
+            times, own = HEADED.get((self.model, head), (1, []))
+            steps = times * self.given.head_steps
+            options = [f"model.backbone={backbone}", f"data.split={split}", "batch_size=64", *own]
             numbers["seconds"] += self.train(head, home, steps, *options)
             numbers |= self.evaluate(head, home, f"data={self.data}_eval")
         if self.data == "cifar_scenes" and "retrieval" in homes:
