@@ -1,4 +1,6 @@
-"""Train a model on a pool, or on what `select.py` kept of it: ``python train.py model=blip pairs=outputs/flickr8k``."""
+"""Train a model on a pool, or on what `select.py` kept of it:
+``python train.py model=blip pairs=outputs/flickr8k/tldr-c0.75-s0``.
+"""
 
 from typing import Any
 

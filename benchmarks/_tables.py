@@ -65,7 +65,7 @@ def report(rows: Sequence[Row], cfg: dict[str, Any]) -> tuple[str, dict[str, Any
         "seeds, at 95 %, not corrected for their number; in brackets the seeds. `recommend`: the compression at which "
         f"the fitted loss against full first exceeds {cfg['tolerance']:g} points, its interval by a bootstrap over "
         "seeds; not beyond what was measured. Cost: as if nothing had been found in a cache; FLOPs are those of "
-        "networks in all stages but `select`, which is in seconds alone."
+        "networks; what k-means or a sort takes is in the seconds alone."
     )
     for model, budget, part in groups(rows):
         curves = advice_of(part, cfg["tolerance"])

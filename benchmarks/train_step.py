@@ -2,8 +2,12 @@
 
 A step is forward, backward and AdamW on random pictures and captions, in bfloat16 on a GPU and in float32 on a CPU,
 with and without torch.compile. Model FLOPs are those that the mathematics needs, counted from the operations of one
-step without recomputation; the matrix rate is what this device reaches on large products of the same dtype, measured
-here. So the share says how much of the machine the model has, whatever its data sheet promises.
+step without recomputation (but for attention's scores, which its backward pass always computes again); the matrix
+rate is what this device reaches on large products of the same dtype, measured here. So the share says how much of the
+machine the model has, whatever its data sheet promises.
+
+A combination that the device cannot hold is skipped, one that cannot be built or run has failed: the table says why and
+the others go on, but a run in which something failed ends with exit status 1. ``--out`` is written after every row.
 
     python benchmarks/train_step.py --models blip clip --sizes base --batch-sizes 64 128 --out speed.json
 """
@@ -15,6 +19,7 @@ import gc
 import logging
 import platform
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +31,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict
-from torch.utils.flop_counter import FlopCounterMode
 
 from tldr.atomic import write_json
 from tldr.data.tokenizer import Tokenizer
+from tldr.ledger import flop_counter
 from tldr.model.base import Model
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -161,39 +166,49 @@ def memory_permitting() -> Iterator[list[str]]:
         why.append(str(error))
 
 
-def measure(name: str, size: str, batch_size: int, compiled: bool, peak: float, given: argparse.Namespace) -> Any:
-    """A row of the table."""
+def attempt(name: str, size: str, batch_size: int, compiled: bool, peak: float, given: argparse.Namespace) -> Any:
+    """A row of the table: what was measured, or why it was ``skipped`` or has ``failed``."""
+    row = {"model": name, "size": size, "batch": batch_size, "compiled": compiled}
+    try:
+        with memory_permitting() as why:
+            return row | measure(name, size, batch_size, compiled, peak, given)
+        return row | {"skipped": why[0]}
+    except Exception as error:  # any: what ends one combination says nothing of the others
+        traceback.print_exc()
+        return row | {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+
+def measure(
+    name: str, size: str, batch_size: int, compiled: bool, peak: float, given: argparse.Namespace
+) -> dict[str, float | None]:
+    """What a combination takes, and how much of the ``peak`` FLOP/s it has."""
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     torch.manual_seed(0)
     counted = build(name, size, pixels=given.image_size, checkpointing=False)  # recomputing is no model FLOP
     pixels = counted.image_size
-    with memory_permitting() as why:
-        step = Step(counted.to(device), batch_of(2, pixels, device), dtype, device)
+    step = Step(counted.to(device), batch_of(2, pixels, device), dtype, device)
+    step.forward_backward()
+    step.optimizer.zero_grad()
+    with flop_counter() as few:
         step.forward_backward()
-        few = FlopCounterMode(display=False)
-        step.optimizer.zero_grad()
-        with few:
-            step.forward_backward()
-        step.batch, more = batch_of(4, pixels, device), FlopCounterMode(display=False)
-        with more:
-            step.forward_backward()
-        slope = (more.get_total_flops() - few.get_total_flops()) / 2
-        flops = few.get_total_flops() + slope * (batch_size - 2)  # a step is linear in its pairs, but for tiny products
-        del step, counted
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        model = build(name, size, pixels=pixels, checkpointing=given.gradient_checkpointing).to(device)
-        if compiled:
-            model.compile_networks()
-        step = Step(model, batch_of(batch_size, pixels, device), dtype, device)
-        taken = seconds(step, device, least=given.seconds)
-        memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
-        return {
-            "model": name, "size": size, "batch": batch_size, "compiled": compiled, "images/s": batch_size / taken,
-            "ms": 1000 * taken, "TFLOP": flops / 1e12, "TFLOP/s": flops / taken / 1e12, "share": flops / taken / peak,
-            "GiB": memory,
-        }  # fmt: skip
-    return {"model": name, "size": size, "batch": batch_size, "compiled": compiled, "skipped": why[0]}
+    step.batch = batch_of(4, pixels, device)
+    with flop_counter() as more:
+        step.forward_backward()
+    slope = (more.get_total_flops() - few.get_total_flops()) / 2
+    flops = few.get_total_flops() + slope * (batch_size - 2)  # a step is linear in its pairs, but for tiny products
+    del step, counted
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    model = build(name, size, pixels=pixels, checkpointing=given.gradient_checkpointing).to(device)
+    if compiled:
+        model.compile_networks()
+    step = Step(model, batch_of(batch_size, pixels, device), dtype, device)
+    taken = seconds(step, device, least=given.seconds)
+    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
+    return {
+        "images/s": batch_size / taken, "ms": 1000 * taken, "TFLOP": flops / 1e12, "TFLOP/s": flops / taken / 1e12,
+        "share": flops / taken / peak, "GiB": memory,
+    }  # fmt: skip
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -203,7 +218,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [row.get(column) for column in COLUMNS]
         told = ["" if c is None else f"{c:.3g}" if isinstance(c, float) and c < 100 else f"{c:.0f}"
                 if isinstance(c, float) else {True: "yes", False: "no"}.get(c, str(c)) for c in cells]  # fmt: skip
-        told[8] = f"{row['share']:.1%}" if "share" in row else f"skipped: {row['skipped']}"
+        missed = next((f"{how}: {row[how]}" for how in ("skipped", "failed") if how in row), None)
+        told[8] = missed or f"{row['share']:.1%}"
         lines.append("| " + " | ".join(told) + " |")
     return "\n".join(lines)
 
@@ -229,12 +245,15 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(given.device)
     peak = matrix_rate(device, getattr(torch, given.dtype), least=min(2.0, given.seconds))
     print(f"{machine(device)}: {peak / 1e12:.2f} TFLOP/s in {given.dtype} matrix products; torch {torch.__version__}")
-    rows = []
+    about = {"machine": machine(device), "dtype": given.dtype, "matrix_tflops": peak / 1e12, "torch": torch.__version__}
+    rows: list[dict[str, Any]] = []
     for name in given.models:
         for size in given.sizes:
             for batch_size in given.batch_sizes:
                 for compiled in given.compile:
-                    rows.append(measure(name, size, batch_size, compiled == "yes", peak, given))
+                    rows.append(attempt(name, size, batch_size, compiled == "yes", peak, given))
+                    if given.out:
+                        write_json(given.out, {**about, "rows": rows})
                     print("\n".join(table(rows[-1:]).splitlines()[2:]), flush=True)
                     gc.collect()
                     torch.compiler.reset()
@@ -242,8 +261,10 @@ def main(arguments: list[str] | None = None) -> None:
                         torch.cuda.empty_cache()
     print("\n" + table(rows))
     if given.out:
-        about = {"machine": machine(device), "dtype": given.dtype, "matrix_tflops": peak / 1e12}
-        print(f"wrote {write_json(given.out, {**about, 'torch': torch.__version__, 'rows': rows})}")
+        print(f"wrote {given.out}")
+    failed = [f"{row['model']} {row['size']}" for row in rows if "failed" in row]
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(rows)} combinations failed: {', '.join(dict.fromkeys(failed))}")
 
 
 if __name__ == "__main__":

@@ -5,21 +5,27 @@
 
 import inspect
 import re
+import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 from torch import nn
 
+from tldr.data.tokenizer import Tokenizer
+from tldr.model.vilt import Vilt
 from tldr.nn.optimizer import adamw
+from tldr.nn.text import TextTransformer
+from tldr.nn.vision import ImageEncoder
 from tldr.tasks.steps import selection_folder
 from tldr.tasks.train import folders
 
@@ -33,6 +39,9 @@ MIRRORED = [
     option for option in OPTIONS if option.startswith(("data/", "model/", "selector/", "refiner/", "evaluator/"))
 ]
 WHOLE = [option for option in MIRRORED if option.count("/") == 1]  # the others are parts, as model/size/base
+MODELS = [option.split("/")[1] for option in WHOLE if option.startswith("model/")]
+SIZES = [option.split("/")[2] for option in OPTIONS if option.startswith("model/size/")]
+UNSIZED = ["classifier", "nlvr2", "vqa"]  # small networks of its own; heads, which have their backbone's
 METHODS = sorted(
     f"{group}/{path.stem}"
     for group in ("selector", "refiner", "evaluator")
@@ -120,7 +129,7 @@ def recipe_commands() -> list[tuple[str, list[str]]]:
     """(script, overrides) of every command that the recipes tell."""
     lines = [line for file in (CONF / "experiment").glob("*.yaml") for line in file.read_text("utf-8").splitlines()]
     told = [re.fullmatch(r"#\s+python (\w+)\.py (.*)", line) for line in lines]
-    return [(found[1], found[2].split()) for found in told if found]
+    return [(found[1], shlex.split(found[2])) for found in told if found]
 
 
 # ---------------------------------------------------------------- the scripts' configs
@@ -175,6 +184,28 @@ def test_an_experiment_leaves_the_trainer_to_the_user(option):
     assert whole.trainer.strategy == {"_target_": "tldr.nn.shard.FullyShardedStrategy"}
 
 
+@pytest.mark.parametrize(
+    "option", [option for option in OPTIONS if option.startswith(("experiment/blip_", "experiment/vilt_"))]
+)
+def test_a_recipe_of_a_published_code_has_its_optimiser(option):
+    """AdamW's own betas in BLIP's, 0.98 in ViLT's; neither clips gradients."""
+    name = option.split("/")[1]
+    cfg = compose("train", overrides=[f"experiment={name}"])
+    assert cfg.model.optimizer.betas == [0.9, 0.999 if name.startswith("blip_") else 0.98]
+    assert cfg.trainer.gradient_clip_val is None
+
+
+def test_a_recipes_retrieval_may_match_as_many_pairs_as_it_has():
+    """ViLT reads each of COCO's 5,000 test pictures with each of 25,010 captions; of Flickr30k's, 1,000 with 5,000."""
+    lines = (CONF / "experiment" / "vilt_retrieval_coco.yaml").read_text("utf-8").splitlines()
+    told = [shlex.split(line)[3:] for line in lines if "python evaluate.py" in line]
+    allowed = {
+        cfg.data.name: cfg.evaluator.retrieval.max_matches for cfg in (compose("evaluate", words) for words in told)
+    }
+    assert allowed["coco"] >= 5_000 * 25_010
+    assert allowed["flickr30k"] >= 1_000 * 5_000
+
+
 def test_every_recipe_begins_from_what_another_leaves():
     """The folders that the recipes' commands read, a subset or a checkpoint, are those that others of them write."""
     read, written = {}, set()
@@ -191,7 +222,7 @@ def test_every_recipe_begins_from_what_another_leaves():
 
 
 def test_the_readmes_scorer_for_photographs_trains_past_its_codebooks_beginning():
-    told = re.findall(r"`(model=vqvlm_base .*?)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    told = re.findall(r"`(model=vqvlm_base [^`]*)`", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert told
     for words in told:
         cfg = compose("select", overrides=words.split())
@@ -218,6 +249,28 @@ def test_a_scorer_is_the_model_of_its_name(name):
         {key: value.default for key, value in parameters.items() if key in model.keys() - scorer}
     )
     assert plain(defaults) | scorer == model
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in UNSIZED])
+def test_a_model_can_be_built_in_every_size(name, size):
+    """Its parts fit each other and are those of the size; on the meta device, where weights have no memory."""
+    cfg = compose("train", overrides=[f"model={name}", f"model/size={size}"]).model
+    given: Any = plain(cfg)
+    given["image"]["pretrained"] = False
+    wanted: Any = plain(alone(f"model/size/{size}").model)
+    with torch.device("meta"):
+        made = instantiate(given, _convert_="all")(tokenizer=Tokenizer.learn(["a b"]).json)
+        width = ImageEncoder(**{**wanted["image"], "pretrained": False}).width
+    assert {part.width for part in made.modules() if isinstance(part, ImageEncoder)} == {width}
+    texts = {part.width for part in made.modules() if isinstance(part, TextTransformer)}
+    assert texts == {width if isinstance(made, Vilt) else wanted["text"]["width"]}
+
+
+@pytest.mark.parametrize("name", UNSIZED)
+def test_a_model_without_a_size_refuses_one(name):
+    with pytest.raises(HydraException, match="model/size"):
+        compose("train", overrides=[f"model={name}", "model/size=small"])
 
 
 # ---------------------------------------------------------------- each option

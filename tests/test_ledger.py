@@ -4,7 +4,7 @@ import time
 import pytest
 import torch
 
-from tldr.ledger import Ledger, Meter
+from tldr.ledger import Ledger, Meter, charge_found, metered
 
 
 def test_stages_are_timed_in_order(tmp_path):
@@ -91,3 +91,49 @@ def test_the_attention_of_cpus_counts():
     with meter.batch(3), torch.no_grad():
         torch.nn.functional.scaled_dot_product_attention(query, query, query)
     assert meter.flops == 3 * heads * 2 * 2 * tokens**2 * width
+
+
+def test_what_a_selector_trains_is_charged_to_its_stage_also_when_it_is_found(tmp_path):
+    def product() -> None:
+        torch.ones(4, 8) @ torch.ones(8, 5)
+
+    ledger, one = Ledger(), 2 * 4 * 8 * 5
+    with ledger.stage("select"), metered(tmp_path) as meter:
+        with meter.batch(4):
+            product()
+        time.sleep(0.02)
+    with ledger.stage("select"):
+        charge_found(tmp_path)
+        with metered(tmp_path) as meter, meter.batch(4):  # and another one, into the same folder
+            product()
+    with ledger.stage("select"):
+        charge_found(tmp_path)
+        charge_found(tmp_path / "nobody wrote it down")
+    made, more, found = ledger.stages
+    assert (made.flops, made.found_flops, made.made_flops) == (one, 0, one)
+    assert (more.flops, more.found_flops, more.made_flops) == (one, one, 2 * one)
+    assert (found.flops, found.found_flops, found.made_flops) == (0, 2 * one, 2 * one)
+    assert found.made_seconds >= found.found_seconds >= 0.02
+    with metered() as meter, meter.batch(4):  # outside of a stage nobody is charged
+        product()
+    assert meter.flops == one
+
+
+def test_a_gradient_inside_a_backward_pass_is_counted():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return (x @ x.T).sum()
+
+        @staticmethod
+        def backward(ctx, slope):
+            (x,) = (each.detach().requires_grad_() for each in ctx.saved_tensors)
+            with torch.enable_grad():
+                return slope * torch.autograd.grad((x @ x.T).sum(), x)[0]
+
+    layer, meter = torch.nn.Linear(8, 8, bias=False), Meter()
+    with meter.batch(4):
+        Square.apply(layer(torch.ones(4, 8))).backward()
+    # the layer's product and its weight's gradient; x x^T forward, again, and its gradient by each factor
+    assert meter.flops == 2 * (2 * 4 * 8 * 8) + 4 * (2 * 4 * 4 * 8)

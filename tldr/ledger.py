@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,12 @@ class Ledger:
         beside it, or read from there where the stage says that it is ``cached``."""
         entry = Stage(name)
         self.stages.append(entry)
+        outer = _open.set(entry)
         start = time.perf_counter()
         try:
             yield entry
         finally:
+            _open.reset(outer)
             entry.seconds = round(time.perf_counter() - start, 3)
             if not entry.cached:
                 entry.device_seconds = entry.seconds * entry.devices
@@ -81,6 +84,36 @@ class Ledger:
     def write(self, folder: Path) -> Path:
         """``ledger.json``."""
         return write_json(folder / "ledger.json", [vars(stage) for stage in self.stages])
+
+
+_open: ContextVar[Stage] = ContextVar("the stage that is being timed")
+
+
+@contextmanager
+def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> Iterator[Meter]:
+    """Networks are trained on ``device`` for the stage that is open, which is charged the FLOPs of the `Meter`. Where
+    the result lies in ``home`` for later runs, so does what it took, beside what was told there before."""
+    stage, meter, start = _open.get(None), Meter(), time.perf_counter()
+    yield meter
+    if stage is not None:
+        stage.flops += meter.flops
+        stage.devices = max(stage.devices, int(torch.device(device).type != "cpu"))
+    if home is not None:
+        before = _told(home)
+        took = time.perf_counter() - start
+        cost = {"seconds": round(took + before["seconds"], 3), "flops": meter.flops + before["flops"]}
+        write_json(home / COST, cost)
+
+
+def charge_found(home: Path) -> None:
+    """An earlier run's result in ``home`` is used: the stage that is open is told what that took, as far as known."""
+    if (stage := _open.get(None)) is not None:
+        stage.add_found(_told(home))
+
+
+def _told(home: Path) -> dict[str, float]:
+    file = home / COST
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"seconds": 0.0, "flops": 0.0}
 
 
 def _remember(entry: Stage, file: Path) -> None:
@@ -119,7 +152,7 @@ class Meter:
     def batch(self, rows: int) -> Iterator[None]:
         """What happens inside is the work on ``rows`` of them."""
         if self.counting:
-            with _counter() as counter:
+            with flop_counter() as counter:
                 yield
             self.batches -= 1
             self._counted = [self._counted[0] + rows, self._counted[1] + counter.get_total_flops()]
@@ -128,16 +161,29 @@ class Meter:
         self.rows += rows
 
 
-def _counter() -> FlopCounterMode:
-    """PyTorch's, which does not know the attention of CPUs."""
+class _NoModules:
+    """Stands in for the tracker of modules: we ask for the sum alone, and its hooks break a gradient that is taken
+    inside a backward pass."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter, which by itself does not know the attention of CPUs."""
     ops: Any = torch.ops.aten
-    return FlopCounterMode(
+    counter: Any = FlopCounterMode(
         display=False,
         custom_mapping={
             ops._scaled_dot_product_flash_attention_for_cpu: _attention,
             ops._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
         },
     )
+    counter.mod_tracker = _NoModules()
+    return counter
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

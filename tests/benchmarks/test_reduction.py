@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from tests.tasks.test_every_selector import FOR_A_TARGET, MAKERS
@@ -96,8 +97,11 @@ def parts():
     """The benchmark's own modules."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
-        yield {name: importlib.import_module(name) for name in ("_plan", "_controls", "_tables", "reduction")}
+        yield {
+            name: importlib.import_module(name) for name in ("_command", "_plan", "_controls", "_tables", "reduction")
+        }
     finally:
+        GlobalHydra.instance().clear()
         sys.path.remove(str(ROOT / "benchmarks"))
 
 
@@ -151,12 +155,13 @@ def test_rows_that_are_none_are_refused(parts, tmp_path):
 
 def comparison(data: str, experiment: str) -> Any:
     """The configuration of a comparison that is written down."""
+    GlobalHydra.instance().clear()  # of the scripts' configurations, which the benchmark keeps open
     with initialize_config_dir(str(ROOT / "benchmarks/conf"), version_base="1.3"):
         cfg = compose("reduction", overrides=[f"data={data}", f"+experiment={experiment}"])
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-@pytest.mark.parametrize("data", ["shapes", "cifar_scenes"])
+@pytest.mark.parametrize("data", ["shapes", "cifar_scenes", "flickr8k"])
 @pytest.mark.parametrize("experiment", ["every_selector", "telling"])
 def test_the_comparisons_have_every_method_that_chooses_pairs(parts, experiment, data):
     runs = parts["_plan"].plan(comparison(data, experiment), ROOT / "conf")
@@ -167,6 +172,20 @@ def test_the_comparisons_have_every_method_that_chooses_pairs(parts, experiment,
     for method in {run.method for run in runs}:
         wants = method.selector in FOR_A_TARGET and "selector.against=pool" not in method.overrides
         assert wants == (f"+data@selector.target={data}" in method.overrides)
+
+
+@pytest.mark.parametrize("experiment", ["every_selector", "telling"])
+def test_the_comparisons_compose_for_photographs(parts, experiment, tmp_path, test_data):
+    """Every selection of every method is one that select.py would take."""
+    cfg = comparison("flickr8k", experiment) | {"out": str(tmp_path)}
+    cfg["overrides"]["data"] = [f"data.root={test_data / 'flickr8k'}"]
+    bench = parts["reduction"].Bench(cfg)
+    for method in {run.method for run in bench.runs}:
+        given, _ = parts["_command"].arguments("select", *bench.select_overrides(method, 0.75, 0), f"out={tmp_path}")
+        target = given["selector"].target
+        assert (target is not None) == ("+data@selector.target=flickr8k" in method.overrides)
+        if target is not None:
+            assert (target.root, target.split) == (given["data"].root, "dev")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "docs/rows").glob("*.csv")), ids=lambda file: file.stem)

@@ -31,7 +31,7 @@ def test_a_wrong_root_or_split_names_the_override(tmp_path):
     (tmp_path / "captions.txt").write_text("image,caption\n")
     with pytest.raises(ValueError, match=r"no folder images or Images in .*data\.root="):
         list(Flickr8k(tmp_path).rows())
-    with pytest.raises(ValueError, match=r"data\.split='val'; flickr8k has all, train, test"):
+    with pytest.raises(ValueError, match=r"data\.split='val'; flickr8k has all, train, dev, test"):
         Flickr8k(tmp_path, split="val")
 
 
@@ -46,12 +46,13 @@ def test_hostile_captions_survive(tmp_path, all_hostile):
 def test_the_splits_part_the_images_by_name(test_data):
     root = test_data / "flickr8k"
     sides = {
-        split: Counter(row.image for row in Flickr8k(root, split=split).rows()) for split in ("all", "train", "test")
+        split: Counter(row.image for row in Flickr8k(root, split=split).rows())
+        for split in ("all", "train", "dev", "test")
     }
     assert len(sides["all"]) == 705
-    assert sides["train"] + sides["test"] == sides["all"]
-    assert not sides["train"].keys() & sides["test"].keys()
-    assert 0.06 < len(sides["test"]) / 705 < 0.14
+    assert sides["train"] + sides["dev"] + sides["test"] == sides["all"]
+    assert sum(len(sides[split]) for split in ("train", "dev", "test")) == 705  # an image is in one
+    assert all(0.06 < len(sides[split]) / 705 < 0.14 for split in ("dev", "test"))
     assert set(sides["all"].values()) == {5}
 
 

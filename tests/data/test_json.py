@@ -102,6 +102,50 @@ def test_other_files_say_what_they_are(tmp_path):
         rows(tmp_path / "empty.json")
 
 
+def test_several_files_are_one_source(tmp_path, picture):
+    """Each by its own keys, told by its place; a pair's uid is what it would be of one file."""
+    for name in ("coco/1.jpg", "vg/2.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "more").mkdir()
+    one = write(tmp_path / "lists" / "a.json", [{"image": "coco/1.jpg", "caption": "x"}, {"image": "coco/1.jpg"}])
+    two = write(tmp_path / "more" / "a.json", [{"url": "vg/2.jpg", "text": ["y", "z"], "uid": 7}, "no object"])
+    reader = Json([one, two], images=tmp_path)
+    found = list(reader.rows())
+    assert [(row.image, row.caption, row.uid, row.where) for row in found if isinstance(row, Row)] == [
+        ("coco/1.jpg", "x", None, "lists/a.json record 0"),
+        ("vg/2.jpg", "y", "7#0", "more/a.json record 0"),
+        ("vg/2.jpg", "z", "7#1", "more/a.json record 0"),
+    ]
+    assert [row.error for row in found if isinstance(row, Bad)] == [
+        "no caption: lists/a.json record 1",
+        "no object: more/a.json record 1",
+    ]
+    assert Json([one, two]).root == str(tmp_path)
+
+    def uids(annotations):
+        pool = read_pool(Json(annotations, images=tmp_path), max_bad_fraction=0.6, progress=False)
+        return set(pool.pairs.uids.to_pylist())
+
+    assert uids([one, two]) == uids(one) | uids(two) == uids([two, one])
+
+
+def test_several_files_name_the_one_that_is_wrong(tmp_path):
+    good = write(tmp_path / "good.json", [{"image": "a.jpg", "caption": "x"}])
+    odd = write(tmp_path / "odd.json", [{"pic": "a.jpg", "words": "x"}])
+    with pytest.raises(ValueError, match=r"odd\.json: which of the columns pic, words is it\? .* data\.image_column="):
+        rows([good, odd])
+    with pytest.raises(
+        ValueError, match=r"none\.json: there is no such file; give the right one as data\.annotations="
+    ):
+        Json([good, tmp_path / "none.json"])
+    (tmp_path / "cut.json").write_text('[{"image": "a.jpg", "caption": "x"}, {"im')
+    with pytest.raises(ValueError, match=r"cut\.json is no whole JSON list"):
+        rows([good, tmp_path / "cut.json"])
+    with pytest.raises(ValueError, match=r"data\.annotations=\[\] names no file"):
+        Json([])
+
+
 def test_json_lines(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         b'{"image": "a.jpg", "caption": "x\xe2\x80\xa8y"}\n\n{"image": \n{"image": "b.jpg", "caption": "z"}\n'

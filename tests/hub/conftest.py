@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "heart", "##s", "on", "the", "left"]
@@ -39,6 +39,22 @@ def spread(module: nn.Module, std: float = 0.5) -> Any:
                 norm = isinstance(part, nn.LayerNorm) and name == "weight"
                 parameter.copy_(1 + noise / 3 if norm else (std if parameter.ndim > 1 else 0.1) * noise)
     return module.eval()
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def vilt_inputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
+    """What a processor gives of `TEXTS` and pictures of the model's size, nothing of them padded."""
+    text = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    mask = torch.ones(*images.shape[:-3], *images.shape[-2:], dtype=torch.long)
+    return {
+        "input_ids": text.input_ids,
+        "attention_mask": text.attention_mask,
+        "pixel_values": images,
+        "pixel_mask": mask,
+    }
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> None:

@@ -1,19 +1,22 @@
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from transformers import BertConfig, BertForMaskedLM, ViTConfig, ViTModel
 
 from tests.hub.conftest import SIZES, TEXTS, VISION, WORDS, spread
 from tldr.data.tokenizer import Tokenizer
-from tldr.hub.checkpoint import Weights, export, initialise, read
+from tldr.hub.checkpoint import Weights, check_export, export, initialise, read
 from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
 from tldr.model.clip import Clip
+from tldr.model.vilt import Vilt
 from tldr.nn.text import TextTransformer
 from tldr.nn.vision import ImageEncoder
 
@@ -31,7 +34,7 @@ def bert(tmp_path):
 
 def build(kind, **options):
     torch.manual_seed(1)
-    return kind(tokenizer=TOKENIZER, image=IMAGE, text=TEXT, optimizer={"lr": 1e-3}, **options)
+    return kind(**{"tokenizer": TOKENIZER, "image": IMAGE, "text": TEXT, "optimizer": {"lr": 1e-3}, **options})
 
 
 def save(model, folder):
@@ -134,8 +137,38 @@ def test_errors_say_what_is_wrong(tmp_path, bert):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match="names no class"):
         read(tmp_path / "foreign.ckpt", "Blip")
-    with pytest.raises(ValueError, match="a Linear has no counterpart in transformers"):
-        export(torch.nn.Linear(2, 2), tmp_path / "out")
+
+
+VIT = {"backbone": "vit", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
+EXPORTED: list[tuple[Callable[[], nn.Module], str]] = [  # how to build it, and why it is refused
+    (lambda: nn.Linear(2, 2), "a Linear has no counterpart in transformers"),
+    (lambda: ImageEncoder(**IMAGE), "this image encoder is not the plain one"),
+    (lambda: ImageEncoder(**VIT), ""),
+    (lambda: TextTransformer(20, **TEXT, pre_norm=True), "only post-norm text"),
+    (lambda: TextTransformer(20, **TEXT), ""),
+    (lambda: build(Blip, queue_size=0, text_pooling="mean"), "text_pooling='mean'"),
+    (lambda: build(Blip, queue_size=0), "this image encoder is not the plain one"),
+    (lambda: build(Blip, queue_size=0, image=VIT), ""),
+    (lambda: build(Clip), "a CLIPModel has loss=infonce"),
+    (lambda: build(Captioner), "this image encoder is not the plain one"),
+    (lambda: build(Captioner, image=VIT), ""),
+    (lambda: build(Vilt, text={**TEXT, "depth": 0}), "this image encoder is not the plain one"),
+    (lambda: build(Vilt, image=VIT, text={**TEXT, "depth": 0, "norm_eps": 1e-6}), ""),
+]
+
+
+@pytest.mark.parametrize(("make", "why"), EXPORTED)
+def test_what_is_refused_can_be_known_before(tmp_path, make, why):
+    """`check_export` says what `export` says, and lets pass what that writes."""
+    module = make()
+    if why:
+        for refuse in (lambda: check_export(module), lambda: export(module, tmp_path / "out")):
+            with pytest.raises(ValueError, match=why):
+                refuse()
+        assert not (tmp_path / "out").exists()
+    else:
+        check_export(module)
+        assert export(module, tmp_path / "out") == tmp_path / "out"
 
 
 # --------------------------------------------------------------------------------------------- checkpoints of ours

@@ -1,8 +1,6 @@
 import pytest
 import torch
-from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     ViltConfig,
     ViltForImageAndTextRetrieval,
     ViltForImagesAndTextClassification,
@@ -10,7 +8,7 @@ from transformers import (
     ViltModel,
 )
 
-from tests.hub.conftest import SIZES, TEXTS, WORDS, save_bert_tokenizer, spread
+from tests.hub.conftest import SIZES, TEXTS, WORDS, close, save_bert_tokenizer, spread, vilt_inputs
 from tldr.data.tokenizer import Tokenizer
 from tldr.hub.checkpoint import export, initialise, read
 from tldr.model.vilt import Vilt
@@ -20,10 +18,6 @@ CONFIG = ViltConfig(
     **SIZES, vocab_size=V, max_position_embeddings=12, image_size=24, patch_size=8, pad_token_id=0,
     hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
-
-
-def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
@@ -45,18 +39,6 @@ def load(folder, **more) -> tuple[Vilt, list[str]]:
     return model, initialise(model, weights)
 
 
-def inputs(folder, images: Tensor) -> dict[str, Tensor]:
-    """What a processor gives: pictures of the model's size, nothing of them padded."""
-    text = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, return_tensors="pt")
-    mask = torch.ones(len(images), *images.shape[2:], dtype=torch.long)
-    return {
-        "input_ids": text.input_ids,
-        "attention_mask": text.attention_mask,
-        "pixel_values": images,
-        "pixel_mask": mask,
-    }
-
-
 def shuffled(compute):
     """What ``compute`` gives, and in which order it took each picture's patches (Hugging Face's ViLT draws it)."""
     torch.manual_seed(0)
@@ -72,7 +54,7 @@ def test_a_vilt_computes_what_it_did(folder, images):
     theirs = save(ViltModel, folder)
     model, rest = load(folder)
     assert {name.removeprefix("network.text.").partition(".")[0] for name in rest} == {"head", "head_bias", "matcher"}
-    batch = inputs(folder, images)
+    batch = vilt_inputs(folder, images)
     tokens, mask = model._tokenize(TEXTS)
     assert torch.equal(tokens, batch["input_ids"])
     expected, order = shuffled(lambda: theirs(**batch, output_hidden_states=True))
@@ -105,7 +87,7 @@ def test_masked_words_and_their_loss(folder, images):
     theirs = save(ViltForMaskedLM, folder)
     model, rest = load(folder)
     assert rest == ["matcher.weight", "matcher.bias"]
-    batch = inputs(folder, images)
+    batch = vilt_inputs(folder, images)
     tokens, mask = batch["input_ids"], batch["attention_mask"].bool()
     chosen = torch.zeros_like(mask)
     chosen[:, 1] = True
@@ -122,7 +104,7 @@ def test_masked_words_and_their_loss(folder, images):
 def test_one_score_is_the_log_odds(folder, images):
     theirs = save(ViltForImageAndTextRetrieval, folder)
     model, _ = load(folder)
-    expected = theirs(**inputs(folder, images)).logits[:, 0]
+    expected = theirs(**vilt_inputs(folder, images)).logits[:, 0]
     close(model.match(model.image_tokens(images), TEXTS), expected)
     assert not model.matcher.weight[0].any()
 
@@ -132,7 +114,7 @@ def test_the_second_of_two_pictures_has_its_type(folder, images):
     config = ViltConfig(**{**CONFIG.to_dict(), "modality_type_vocab_size": 3, "num_images": 2})
     theirs = save(ViltForImagesAndTextClassification, folder, config)
     model, _ = load(folder)
-    batch = inputs(folder, images)
+    batch = vilt_inputs(folder, images)
     for place in (0, 1):
         expected = theirs.vilt(**batch, image_token_type_idx=1 + place).pooler_output
         close(model.joint(images, TEXTS, place=place), expected)
@@ -160,7 +142,7 @@ def test_and_there_again_after_export(tmp_path, images):
     )  # fmt: skip
     spread(model)
     out = export(model, tmp_path / "out")
-    batch = inputs(out / "mlm", images)
+    batch = vilt_inputs(out / "mlm", images)
     tokens, mask = model._tokenize(TEXTS)
     assert torch.equal(tokens, batch["input_ids"])
     patches = model.image_tokens(images)

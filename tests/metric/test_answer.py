@@ -46,6 +46,14 @@ def test_forms_count_where_people_differ_and_not_where_all_agree():
     assert accuracy(" two ", ten(two=10)) == 1.0
 
 
+def test_ten_are_vqas_and_others_are_always_brought_to_the_form():
+    """The public script knows ten annotators; where one writes "Yes.", "yes" is no other answer."""
+    assert accuracy("yes", ["Yes"] * 10) == 0.0
+    for people in (["Yes"], ["Yes."] * 3, ["Yes"] * 11):
+        assert accuracy("yes", people) == 1.0
+        assert accuracy("no", people) == 0.0
+
+
 @pytest.mark.parametrize(
     ("people", "score"),
     [

@@ -202,6 +202,27 @@ def test_pairs_that_belong_together_are_no_negatives(monkeypatch):
     assert all(torch.equal(positive, expected) for positive in seen)
 
 
+@torch.no_grad()
+def test_in_fine_tuning_for_retrieval_the_model_proposes_the_negatives_itself(monkeypatch, batch):
+    """As BLIP's models/blip_retrieval.py: by its own embeddings, and with nothing added to their softmax."""
+    models, proposals, floors = [build(), build(objectives=("itc", "itm"))], [], []
+
+    def pick(logits, positive, floor, **_):
+        proposals.append(logits)
+        floors.append(floor)
+        return positive.int().argmin(1)
+
+    monkeypatch.setattr(negatives, "hard_negatives", pick)
+    for model in models:
+        for parameter in model.encoders.parameters():  # the teacher is no longer the student
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        model.eval().losses(batch)
+    image, text = models[1].embed_images(batch["images"]), models[1].embed_texts(batch["captions"])
+    torch.testing.assert_close(proposals[2:], [text @ image.T / 0.07, image @ text.T / 0.07])
+    assert not torch.allclose(proposals[0], proposals[2])  # with LM, in pre-training, the teacher's keys
+    assert floors == [1e-4, 1e-4, 0.0, 0.0]
+
+
 def test_one_pair_is_no_batch():
     with pytest.raises(ValueError, match="batch_size must be at least 2"):
         build().losses(make_batch(CAPTIONS[:1]))
@@ -599,7 +620,7 @@ import torch, torch.distributed as dist
 from test_blip import CAPTIONS, build, make_batch
 from tldr.nn import negatives
 
-negatives.hard_negatives = lambda logits, positive, first: logits.masked_fill(positive, -99).argmax(1)
+negatives.hard_negatives = lambda logits, positive, **_: logits.masked_fill(positive, -99).argmax(1)
 captions = [f"{text}{more}" for more in ("", " and a red disc") for text in CAPTIONS[:3]]
 whole = make_batch(captions, ids=[0, 1, 2, 3, 4, 1])  # 1 and 5 show the same
 

@@ -133,6 +133,8 @@ def test_what_was_never_right_counts_as_most(pool):
     for right in ([1, 0], [0, 0], [1, 0], [0, 0]):
         model._count(batch, torch.tensor(right, dtype=torch.bool)[:, None])
     assert model._forgetting(batch).tolist() == [2, 4]
+    # What was not shown at all is not the hardest: nobody knows.
+    assert model._forgetting(batch_of(pool, range(1, 4))).isnan().tolist() == [False, True, True]
 
 
 def test_of_other_pairs_there_is_no_count(pool, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.model.conftest import train
+from tests.model.conftest import save, train
 from tldr.data.loading import Batch
 from tldr.data.tokenizer import Tokenizer
 from tldr.model import vilt
@@ -111,7 +111,7 @@ def test_ranking_is_the_papers_formula(monkeypatch, batch):
     """Written out picture by picture: the likelihood of its own caption among itself and those that were drawn."""
     others = torch.tensor([[1, 3], [0, 5], [4, 1], [2, 0], [3, 5], [1, 2]])
     model = build(ranked=2).eval()
-    monkeypatch.setattr(vilt, "draw_others", lambda positive, count: others[:, :count])
+    monkeypatch.setattr(vilt, "draw_others", lambda positive, count: (others[:, :count], others[:, :count] >= 0))
     losses, patches, nll = model.losses(batch), model.image_tokens(batch["images"]), []
     for i, drawn in enumerate(others.tolist()):
         captions = [batch["captions"][j] for j in (i, *drawn)]
@@ -128,9 +128,24 @@ def test_ranking_finds_the_caption_of_every_picture():
     with torch.no_grad():
         tokens = model.eval().image_tokens(batch["images"])
         odds = torch.stack([model.match(tokens, [caption] * 3) for caption in batch["captions"]], 1)
-        alone = model.losses(make_batch(["a red disc"] * 4))
     assert torch.equal(odds.argmax(1), torch.arange(3))
-    assert float(alone["ranking"]) == 0
+
+
+@torch.no_grad()
+def test_a_picture_without_captions_of_others_leaves_the_rest_to_learn():
+    """The first shows what the third does and says what the second does, who are told from each other alone."""
+    said = ["a red disc", "a red disc", "blue star on the left"]
+    model, batch = build(ranked=15).eval(), make_batch(said, ids=[7, 1, 7])
+    patches, nll = model.image_tokens(batch["images"]), []
+    for own, other in ((1, 2), (2, 1)):
+        odds = model.match(patches[own : own + 1].expand(2, -1, -1), [said[own], said[other]])
+        nll.append(-float(odds.log_softmax(0)[0]))
+    assert float(model.losses(batch)["ranking"]) == pytest.approx(sum(nll) / 2, rel=1e-5)
+
+
+def test_a_batch_without_captions_of_others_is_refused():
+    with pytest.raises(ValueError, match=r"model\.ranked=15: no picture of this batch of 4 .* raise batch_size"):
+        build(ranked=15).losses(make_batch(["a red disc"] * 4))
 
 
 @torch.no_grad()
@@ -262,6 +277,19 @@ def test_a_checkpoint_gives_the_same_model(trained, batch, tmp_path):
         assert torch.equal(again.signals(batch)[name], expected)
     described = build_described(describe(trained))
     assert [*described.state_dict()] == [*trained.state_dict()]
+
+
+@torch.no_grad()
+def test_words_are_as_wide_as_the_blocks_that_read_them(batch, tmp_path):
+    """Unless another width is asked for, which is refused."""
+    model = build(text={"width": None, "depth": 0, "heads": None, "max_length": 14}).eval()
+    assert model.network.text.width == D
+    torch.testing.assert_close(dict(model.state_dict()), dict(build().state_dict()))
+    again = load_model(save(model, tmp_path))
+    assert isinstance(again, Vilt)
+    torch.testing.assert_close(again.signals(batch), model.signals(batch), rtol=0, atol=0)
+    with pytest.raises(ValueError, match=rf"text\.width=8 must be the image's, {D}, or null"):
+        build(text={"width": 8, "depth": 0, "heads": 4, "max_length": 14})
 
 
 @torch.no_grad()

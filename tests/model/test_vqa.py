@@ -104,12 +104,23 @@ def test_the_vocabulary_is_what_people_said_most():
 
 def test_soft_targets_are_the_official_score():
     model = build(answers=["yes", "no", "2", "elephant", "two"])
-    people = [["yes"] * 3 + ["no"] * 7, ["two"] * 9 + ["2"], ["Two"] * 10, ["cat"] * 10]
+    people = [["yes"] * 3 + ["no"] * 7, ["two"] * 9 + ["2"], ["2"] * 9 + ["3"], ["two"] * 10, ["cat"] * 10, ["Yes"]]
     found = model._targets(people)
     expected = [[accuracy(answer, given) for answer in model.answers] for given in people]
     torch.testing.assert_close(found, torch.tensor(expected))
     assert found[0, :2].tolist() == pytest.approx([0.9, 1.0])
-    assert found[3].sum() == 0
+    assert found[3].tolist() == [0, 0, 0, 0, 1]  # of ten who all say the same, that alone
+    assert found[4].sum() == 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 10])
+def test_capitals_are_no_answers_of_their_own(count):
+    """The vocabulary is in lower case, and so is what is learned of people who write "Yes"."""
+    given = {"answers": [["Yes"] * count, ["No"] * count]}
+    model = build()
+    model.prepare_columns(given)
+    assert model.answers == ["no", "yes"]
+    assert model._targets(given["answers"]).tolist() == [[0, 1], [1, 0]]
 
 
 @torch.no_grad()

@@ -133,10 +133,22 @@ def test_hard_negatives_are_drawn_by_softmax(generator):
     torch.testing.assert_close(share, weights / weights.sum(), atol=0.03, rtol=0)
 
 
-def test_a_row_without_negatives_draws_another_row(generator):
+def test_without_a_floor_the_softmax_alone_decides(generator):
+    """Of the negatives, also where that of all would have left them nothing (a positive at a temperature of 0.001)."""
+    logits = torch.tensor([[1000.0, 2.0, 1.0, -20.0]]).expand(4000, 4)
+    positive = torch.tensor([[True, False, False, False]]).expand(4000, 4)
+    share = torch.bincount(hard_negatives(logits, positive, generator, floor=0.0), minlength=4) / 4000
+    expected = torch.tensor([0, 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1)), 0])
+    torch.testing.assert_close(share, expected, atol=0.03, rtol=0)
+    evenly = torch.bincount(hard_negatives(logits, positive, generator), minlength=4)[1:] / 4000
+    torch.testing.assert_close(evenly, torch.full((3,), 1 / 3), atol=0.03, rtol=0)  # the floor is all they have
+
+
+@pytest.mark.parametrize("floor", [1e-4, 0.0])
+def test_a_row_without_negatives_draws_another_row(generator, floor):
     positive = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1]]).bool()
     for _ in range(50):
-        first, second, third = hard_negatives(torch.zeros(3, 3), positive, generator).tolist()
+        first, second, third = hard_negatives(torch.zeros(3, 3), positive, generator, floor=floor).tolist()
         assert first in (1, 2)
         assert (second, third) == (2, 1)
 

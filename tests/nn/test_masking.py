@@ -83,12 +83,21 @@ def test_others_are_drawn_from_those_that_do_not_belong():
     positive[0, 1] = positive[1, 0] = positive[0, 2] = positive[2, 0] = True
     counts = torch.zeros(6, 6)
     for seed in range(400):
-        drawn = draw_others(positive, 2, torch.Generator().manual_seed(seed))
+        drawn, there = draw_others(positive, 2, torch.Generator().manual_seed(seed))
         assert drawn.shape == (6, 2)
+        assert there.all()
         assert (drawn[:, 0] != drawn[:, 1]).all()
         counts += torch.zeros(6, 6).scatter(1, drawn, 1)
     assert (counts[positive] == 0).all()
     expected = 800 / (~positive).sum(1)  # as often each
     assert (abs(counts / expected[:, None] - 1)[~positive] < 0.25).all()
-    assert draw_others(positive, 15).shape == (6, 3)  # what row 0 has
-    assert draw_others(torch.ones(2, 2, dtype=torch.bool), 15).shape == (2, 0)
+
+
+def test_a_row_with_fewer_others_takes_none_from_the_rest():
+    positive = torch.eye(4, dtype=torch.bool)
+    positive[0], positive[:, 0], positive[1, 2] = True, True, True  # row 0 has no other, row 1 has one, 2 and 3 two
+    drawn, there = draw_others(positive, 15)
+    assert there.sum(1).tolist() == [0, 1, 2, 2]
+    for row in range(4):
+        assert sorted(drawn[row][there[row]].tolist()) == (~positive[row]).nonzero().flatten().tolist()
+    assert draw_others(torch.ones(2, 2, dtype=torch.bool), 15)[0].shape == (2, 0)

@@ -13,7 +13,7 @@ def candidates(first: int = 0) -> Candidates:
 
 def test_the_hardest_that_does_not_belong(monkeypatch):
     monkeypatch.setattr(
-        negatives, "hard_negatives", lambda logits, positive, first: logits.masked_fill(positive, -9).argmax(1)
+        negatives, "hard_negatives", lambda logits, positive, **_: logits.masked_fill(positive, -9).argmax(1)
     )
     logits = torch.tensor([[9.0, 1, 8, 0, 2], [0, 9, 1, 2, 8], [8, 3, 9, 1, 0], [5, 1, 2, 9, 3], [0, 8, 1, 2, 9]])
     wrong = [4, 3, 1, 0, 3]
@@ -31,7 +31,7 @@ def test_of_all_only_ones_own_are_asked(monkeypatch):
     monkeypatch.setattr(
         negatives,
         "hard_negatives",
-        lambda logits, positive, first: seen.append((positive, first)) or positive.int().argmin(1),
+        lambda logits, positive, first, **_: seen.append((positive, first)) or positive.int().argmin(1),
     )
     image, tokens, _ = matching_batch(candidates(first=3), torch.zeros(2, 5), torch.zeros(2, 5))
     assert image[:, 0, 0].int().tolist() == [3, 4, 0, 0, 3, 4]

@@ -93,8 +93,9 @@ def test_clusters_show_both_sides(pool, decisions):
         assert (dropped.rows < 30).all()
 
 
-def test_a_method_without_clusters(pool):
-    made = Decisions(pool, Selection(np.arange(10), [""] * 40).decisions(pool))
+@pytest.mark.parametrize("scores", [{}, {"cluster": np.zeros(40, int)}])
+def test_a_method_without_clusters_that_part_the_pool(pool, scores):
+    made = Decisions(pool, Selection(np.arange(10), [""] * 40, scores).decisions(pool))
     assert made.cluster is None
     assert made.divided_clusters(3, 2, seed=0) == []
 

@@ -46,6 +46,13 @@ def test_a_kept_pair_without_cluster(finished):
     assert "19, percentile 98.8 of the pool" in said
 
 
+def test_a_single_cluster_says_nothing(finished, pool):
+    folder, cache = finished
+    alone = Selection(np.arange(30, 40), ["because"] * 40, {"cluster": np.zeros(40, int)})
+    pq.write_table(alone.decisions(pool), folder / "decisions.parquet")
+    assert "cluster" not in explained(folder, "pair-0005", cache=cache)
+
+
 def test_nothing_was_dropped_where_pairs_were_made(finished, pool):
     folder, cache = finished
     made = Selection(np.empty(0, np.int64), ["learned from"] * 40)

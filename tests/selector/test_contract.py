@@ -35,6 +35,8 @@ def selector(request, target) -> Any:
 class Scribe:
     """Writes of each picture what its name says, in other words for another draw."""
 
+    varies = True
+
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
         return [f"a {('red', 'blue')[draw % 2]} disc on {image}" for image in pairs.images.to_pylist()]
 

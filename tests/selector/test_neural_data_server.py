@@ -7,11 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tldr.ledger import Ledger, Meter
 from tldr.pairs import Pairs
 from tldr.selector import neural_data_server as module
 from tldr.selector.base import Target
 from tldr.selector.neural_data_server import NeuralDataServer, examples
 from tldr.signal.experts import PairExperts, RotationExperts, _itc, rotations
+from tldr.signal.panel import Panel
+from tldr.signal.store import Signals
 
 PARTS, EACH, E = 4, 60, 12
 
@@ -119,9 +122,14 @@ def test_experts_are_found_again(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(module.PairExperts, "train", watch)
     targets = [Target(pairs_of(20, tmp_path, "t"), more(np.full(20, client), 3)) for client in (0, 1)]
     selector = NeuralDataServer(target="client", parts=PARTS, rows_per_part=EACH, steps=20)
-    first = selector(pool, signals, keep=40, seed=0, target=targets[0])
-    again = selector(pool, signals, keep=40, seed=0, target=targets[0])
+    ledger = Ledger()
+    with ledger.stage("select") as making:
+        first = selector(pool, signals, keep=40, seed=0, target=targets[0])
+    with ledger.stage("select") as finding:
+        again = selector(pool, signals, keep=40, seed=0, target=targets[0])
     assert trained == [0]
+    assert making.flops == finding.found_flops > finding.flops == 0
+    assert finding.found_seconds > 0
     assert np.array_equal(first.rows, again.rows)
     assert first.reasons == again.reasons
     other = selector(pool, signals, keep=20, seed=0, target=targets[1])  # another client, the same experts
@@ -131,9 +139,22 @@ def test_experts_are_found_again(scored, tmp_path, monkeypatch):
     assert trained == [0, 1]
 
 
+def test_strange_embeddings_of_the_target_are_refused_by_its_uids(scored, tmp_path):
+    pool, signals, more = scored
+    theirs, embeddings = pairs_of(20, tmp_path, "t"), more(np.zeros(20, int), 3)
+    values = embeddings["clip.text_embedding"].read()
+    values[7, 0] = np.nan
+    folder = tmp_path / "broken"
+    Signals(folder, 20).write_part(0, {"embedding": embeddings["clip.embedding"].read(), "text_embedding": values}, {})
+    broken = Target(theirs, Panel({"clip": Signals(folder, 20)}))
+    selector = NeuralDataServer(target="client", parts=PARTS, rows_per_part=EACH, steps=2)
+    with pytest.raises(ValueError, match=rf"text_embedding is NaN or infinite for 1 pairs, such as {theirs.uids[7]}"):
+        selector(pool, signals, keep=40, seed=0, target=broken)
+
+
 def test_rotation_experts_survive_the_disk():
     pictures = [torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8) for _ in range(2)]
-    experts = RotationExperts.train(pictures, steps=3, batch_size=4, channels=4, seed=0)
+    experts = RotationExperts.train(pictures, steps=3, batch_size=4, channels=4, seed=0, meter=Meter())
     again = RotationExperts.load(experts.state(), image_size=16, channels=4)
     assert np.array_equal(experts.scores(pictures[0]), again.scores(pictures[0]))
     turned, which = rotations(pictures[0])

@@ -17,6 +17,8 @@ THINGS = ("red disc", "blue star", "green box", "old dog", "small cat")
 class Scribe:
     """Sees the thing of a picture, but in every other draw something else."""
 
+    varies = True
+
     def __init__(self, things: dict[str, str]) -> None:
         self.things, self.draws = things, []
 
@@ -64,6 +66,14 @@ def test_the_best_of_several_draws_counts(spoken, scribe):
     two = Sieve(draws=2)(spoken, None, keep=150, seed=0, writer=scribe).scores["sieve"]
     assert (one == 0).all()
     assert (two > 0).any()
+
+
+def test_captions_that_do_not_vary_are_not_compared_again(spoken, scribe):
+    scribe.varies = False
+    with pytest.raises(ValueError, match=r"selector\.draws=2, but only generation\.strategy=nucleus draws"):
+        Sieve(draws=2)(spoken, None, keep=150, seed=0, writer=scribe)
+    assert not scribe.draws  # nothing was written for that
+    Sieve(draws=1)(spoken, None, keep=150, seed=0, writer=scribe)
 
 
 def test_medium_phrases_are_no_agreement(pool):

@@ -59,12 +59,14 @@ def test_a_vocabulary_is_asked_for(mixed, tmp_path, form):
     assert selection.reasons[0] == "2 words, of 3 at least; no word of the vocabulary"
 
 
-def test_sizes_count_where_the_pool_has_them(mixed):
+def test_sizes_count_where_the_pool_has_them(mixed, capsys):
     sized = mixed.with_column("width", [100] * 150 + [640] * 150).with_column("height", [480] * N)
     rows = TextFilter()(sized, None, keep=100, seed=0).rows
     assert (rows >= 150).all()
     assert (rows % 3 != 0).all()
+    assert "selector.side" not in capsys.readouterr().out
     assert (TextFilter()(mixed, None, keep=100, seed=0).rows < 150).any()
+    assert "selector.side and selector.aspect say nothing here: the pool has no columns" in capsys.readouterr().out
 
 
 def test_the_language_counts_where_it_is_asked_for(mixed):

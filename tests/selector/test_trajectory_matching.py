@@ -246,6 +246,22 @@ def test_divergence_names_the_rates(given, tmp_path):
         maker(pool, signals, keep=KEEP, seed=0, folder=tmp_path)
 
 
+def test_an_expert_that_diverges_names_its_rate(given, tmp_path):
+    pool, signals = given
+    with pytest.raises(ValueError, match=r"an expert diverged; lower selector\.expert_rate=1e\+30"):
+        TrajectoryMatching(**{**BRIEF, "expert_rate": 1e30})(pool, signals, keep=KEEP, seed=0, folder=tmp_path)
+
+
+def test_strange_embeddings_are_refused_by_uid(given, tmp_path):
+    pool, signals = given
+    values = signals["clip.text_embedding"].read()
+    values[3, 1] = np.nan
+    broken = Panel({"clip": Signals(tmp_path / "signals", N)})
+    broken.scorers["clip"].write_part(0, {"text_embedding": values}, {})
+    with pytest.raises(ValueError, match=rf"text_embedding is NaN or infinite for 1 pairs, such as {pool.uids[3]}"):
+        TrajectoryMatching(**BRIEF)(pool, broken, keep=KEEP, seed=0, folder=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_mean_is_the_mean_code(signals):
     expected = book().astype(np.float32)[planted()[0]].mean(1)
     assert features(signals, "mean") == pytest.approx(expected, abs=1e-5)
     assert features(signals, "embedding") == pytest.approx(expected, abs=2e-3)
+
+
+def test_mean_needs_no_more_memory_than_its_result(tmp_path):
+    """All code vectors of 4,000 pairs at once would be 30 MB."""
+    codes = np.random.default_rng(0).integers(0, 300, (4000, 64))
+    book = np.random.default_rng(1).standard_normal((300, 30)).astype(np.float32)
+    signals = write(tmp_path, codes, book)
+    tracemalloc.start()
+    found = np.concatenate(list(Feature("mean", signals, np.arange(4000)).chunks()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == pytest.approx(book[codes].mean(1), abs=1e-5)
+    assert peak < 10e6
 
 
 def test_distances_of_histograms_are_hellingers(signals):

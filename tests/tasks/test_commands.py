@@ -82,6 +82,20 @@ def test_a_sweep_leaves_its_subsets_in_one_group_and_extracts_once(command, proj
     assert all(b"shapes" in run.read_bytes() and b"select" in run.read_bytes() for run in runs)
 
 
+def test_seeds_share_the_scorers_where_these_have_a_seed_of_their_own(command, project):
+    said = command("python select.py -m seed=0,1 training.seed=7 compression=0.5,0.9 logger=none report=false")
+    assert said.count("no checkpoint given") == 1
+    assert len(list((project / "outputs" / "cache" / "signals").glob("*/*/part-*"))) == 1
+    assert command("python select.py seed=7 logger=none report=false").count("no checkpoint given") == 0
+
+
+def test_a_compression_that_is_none_is_refused_before_the_pool_is_read(command):
+    for wrong in ("75", "75%", "null", "0"):
+        said = command(f"python select.py compression={wrong} logger=none", fails=True)
+        assert f"compression={'None' if wrong == 'null' else wrong}: it is the share removed, inside (0, 1)" in said
+        assert "reading shapes" not in said
+
+
 def test_a_sweep_into_one_folder_is_refused(command, project):
     said = command("python select.py -m selector=random compression=0.5,0.9 out=here logger=none", fails=True)
     assert "holds another selection" in said

@@ -112,6 +112,51 @@ def test_a_filter_of_captions_is_another_scorer(command, project):
     assert {"capfilt", "match_original", "match_generated"} <= set(Pairs.open(project / "kept").table.column_names)
 
 
+def captions(folder):
+    return Pairs.open(folder).captions.to_pylist()
+
+
+def test_another_captioner_writes_for_the_refiner(command, project):
+    """The paper's step 4: one trained on the pool scores, one fine-tuned on clean captions writes."""
+    quiet = "compression=0.9 logger=none report=false generation.strategy=greedy generation.max_length=8"
+    command("python train.py model=vqvlm model.quantizer.after=2 out=scorer logger=none")
+    command("python train.py model=captioner init_from=scorer max_steps=8 seed=5 out=writer logger=none")
+    for name, who in (("own", ""), ("other", "writer=writer")):
+        command(f"python select.py checkpoint=scorer {who} refiner=replace out={name} {quiet}")
+    own, other = (Pairs.open(project / name) for name in ("own", "other"))
+    assert own.uids == other.uids
+    assert captions(project / "own") != captions(project / "other")
+    # What it writes is what it writes as the only one.
+    command(f"python select.py selector=random checkpoint=writer refiner=replace out=alone {quiet}")
+    command(f"python select.py selector=random writer=writer refiner=replace out=random {quiet}")
+    assert captions(project / "alone") == captions(project / "random")
+    told = json.loads((project / "random" / "provenance.json").read_text())
+    assert told["scorer writer"] == "writer"
+    assert "scorer" not in told  # nobody else was asked
+    assert {"writer": "writer", "checkpoint": None}.items() <= told["config"].items()
+    said = command(f"python select.py selector=random writer=writer out=x {quiet}", fails=True)
+    assert "writer=writer writes captions for a refiner: add refiner=append" in said
+    assert "reading shapes" not in said
+
+
+def test_labelled_pictures_are_distilled(command, project):
+    names, rng = ["red", "blue"], np.random.default_rng(0)
+    records = []
+    for i in range(40):
+        pixels = rng.integers(0, 60, (8, 8, 3), np.uint8)
+        pixels[..., 2 * (i % 2)] = 250
+        Image.fromarray(pixels).save(project / f"{i}.png")
+        records.append({"image": f"{i}.png", "caption": f"picture {i}", "colour": names[i % 2]})
+    (project / "a.json").write_text(json.dumps(records))
+    small = "selector.labels=colour selector.steps=2 selector.iterations=2 selector.networks=1 selector.image_size=16"
+    line = f"python select.py data=json data.annotations=a.json selector=dataset_distillation compression=0.9 {small}"
+    said = command(f"{line} out=made logger=none")
+    assert "made 4 of 40 pairs" in said
+    assert sorted(Pairs.open(project / "made").column("colour")) == ["blue", "blue", "red", "red"]
+    (select,) = (s for s in json.loads((project / "made" / "ledger.json").read_text()) if s["name"] == "select")
+    assert select["flops"] > 0
+
+
 def test_several_processes_are_refused_before_they_wait_for_each_other(command, project):
     said = command(
         f"python select.py trainer=ddp trainer.accelerator=cpu trainer.devices=2 out=kept {QUICK}", fails=True

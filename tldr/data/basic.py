@@ -51,7 +51,7 @@ def captions(pool: Pairs, *, words: int, characters: int, language: str | None) 
 
 def pictures(pool: Pairs, *, side: int, aspect: float) -> list[Rule]:
     """A shorter ``side`` of so many pixels at least, a longer one of ``aspect`` times that at most; no rules where the
-    pool has no columns of the sizes, and no verdict for a pair without."""
+    pool has no columns of the sizes, which is printed, and no verdict for a pair without."""
     for names in SIZES:
         if set(names) <= set(pool.table.column_names):
             sides = np.stack([pool.table[name].cast(pa.float64()).to_numpy() for name in names])
@@ -61,6 +61,8 @@ def pictures(pool: Pairs, *, side: int, aspect: float) -> list[Rule]:
                 Rule(short < side, short, f"shorter side of {{:.0f}} pixels, of {side} at least"),
                 Rule(shape > aspect, shape, f"sides as {{:.2f}} to 1, to {aspect:g} at most"),
             ]
+    told = " or ".join(", ".join(names) for names in SIZES)
+    print(f"selector.side and selector.aspect say nothing here: the pool has no columns {told}")
     return []
 
 

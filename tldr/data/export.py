@@ -1,4 +1,4 @@
-"""Selections in the formats that other programs read.
+"""Selections in the formats that other programs read, and the pictures that distillation makes.
 
     annotations  annotations.json, BLIP's: [{"image": ..., "caption": ..., "uid": ...}]; ``data=json`` reads it back
     uids         uids.npy, DataComp's: the sorted 128-bit uids as pairs of uint64 (needs uids of 32 hex digits)
@@ -10,6 +10,7 @@ Shapes: n pairs.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
@@ -82,3 +84,18 @@ def _webdataset(pairs: Pairs, folder: Path) -> Path:
 def _suffix(data: bytes) -> str:
     signatures = {b"\x89PNG": "png", b"RIFF": "webp", b"GIF8": "gif"}
     return signatures.get(data[:4], "jpg")
+
+
+def write_pictures(images: np.ndarray, folder: Path) -> tuple[list[str], list[str]]:
+    """Made pictures (n, 3, H, W), of which 1 is white, as PNG files into ``folder``: their names there, and the digests
+    of the files' bytes, as `tldr.data.verdict` measures them."""
+    (folder / "distilled").mkdir(parents=True, exist_ok=True)
+    names, digests = [], []
+    for number, pixels in enumerate(np.rint(images.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        names.append(f"distilled/{number:06d}.png")
+        digests.append(hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest())
+        with atomic_path(folder / names[-1]) as temporary:
+            temporary.write_bytes(buffer.getvalue())
+    return names, digests

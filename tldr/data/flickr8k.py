@@ -2,7 +2,7 @@
 columns image and caption, and the folder ``Images`` (or ``images``).
 
 The copy lists no splits. ``split=test`` holds out one image in ten, whatever else the folder has: those whose name
-hashes below 0.1; ``split=train`` has the others. An image's captions are all on one side.
+hashes below 0.1; ``split=dev`` those below 0.2, ``split=train`` has the others. An image's captions are all in one.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 
 from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, raw, records
 
-HELD_OUT = 0.1
+SPLITS = {"test": 0.1, "dev": 0.2, "train": 1.0}  # up to what a name hashes
 
 
 class Flickr8k(Reader):
-    """The pairs of the folder ``root``: of all images, or of those of ``train`` or ``test``."""
+    """The pairs of the folder ``root``: of all images, or of those of ``train``, ``dev`` or ``test``."""
 
     def __init__(self, root: str | Path, *, split: str = "all", name: str = "flickr8k") -> None:
-        if split not in ("all", "train", "test"):
-            raise ValueError(f"data.split={split!r}; flickr8k has all, train, test")
+        if split not in ("all", *SPLITS):
+            raise ValueError(f"data.split={split!r}; flickr8k has all, train, dev, test")
         self.root = existing_folder(root, "data.root")
         self.captions = existing_file(Path(self.root) / "captions.txt", "data.root")
         self.split = split
@@ -47,4 +47,4 @@ class Flickr8k(Reader):
 def _split(name: str) -> str:
     """Where an image is held, by its name alone."""
     digest = hashlib.blake2b(raw(name), digest_size=8).digest()
-    return "test" if int.from_bytes(digest, "big") < HELD_OUT * 2**64 else "train"
+    return next(split for split, end in SPLITS.items() if int.from_bytes(digest, "big") < end * 2**64)

@@ -1,14 +1,15 @@
 """BLIP-style annotations (https://github.com/salesforce/BLIP): ``[{"image": "a.jpg", "caption": "..."}, ...]``.
 
-The keys may have other usual names (``url``, ``text``), as the first records show. A caption may be a list: as many
-pairs. A record's ``uid`` is kept (of several captions: ``uid#0``, ``uid#1``, ...) and every other key becomes a column.
-The list is read record by record, however long it is; JSON Lines are read as well.
+The keys may have other usual names (``url``, ``text``), as the first records of a file show. A caption may be a list:
+as many pairs. A record's ``uid`` is kept (of several captions: ``uid#0``, ``uid#1``, ...) and every other key becomes a
+column. The list is read record by record, however long it is; JSON Lines are read as well.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,35 +32,47 @@ _SAMPLE = 100
 
 
 class Json(Reader):
-    """The pairs of one file. ``images`` is the folder (or URL) of the pictures, by default the file's own."""
+    """The pairs of one file, or of several. ``images`` is the folder (or URL) of the pictures, by default the one that
+    holds the files. Records without a uid have one of picture and caption, whichever file they are in."""
 
     def __init__(
         self,
-        annotations: str | Path,
+        annotations: str | Path | Sequence[str | Path],
         *,
         images: str | Path | None = None,
         image_column: str | None = None,
         caption_column: str | None = None,
         name: str = "json",
     ) -> None:
-        self.annotations = existing_file(annotations, "data.annotations")
-        self.root = existing_folder(self.annotations.parent if images is None else images, "data.images")
+        several = [annotations] if isinstance(annotations, str | Path) else annotations
+        if not several:
+            raise ValueError("data.annotations=[] names no file")
+        self.annotations = [existing_file(file, "data.annotations") for file in several]
+        self.folder = os.path.commonpath([file.parent for file in self.annotations])
+        self.root = existing_folder(self.folder if images is None else images, "data.images")
         self.image_column = image_column
         self.caption_column = caption_column
         self.name = name
 
     def rows(self) -> Iterator[Row | Bad]:
-        """The pairs of every record, in the order of the file."""
-        records = _elements(self.annotations)
+        """The pairs of every record, in the order of the files."""
+        for file in self.annotations:
+            yield from self._rows(file)
+
+    def _rows(self, file: Path) -> Iterator[Row | Bad]:
+        called, records = file.relative_to(self.folder).as_posix(), _elements(file)
         sample = list(islice(records, _SAMPLE))  # not the first alone: it may be the one that lacks something
         names = list(dict.fromkeys(key for record in sample if isinstance(record, dict) for key in record))
         image, caption = self.image_column or "image", self.caption_column or "caption"
         if names:
-            image = column(names, self.image_column, IMAGE_COLUMNS, "data.image_column")
-            caption = column(names, self.caption_column, CAPTION_COLUMNS, "data.caption_column")
+            try:
+                image = column(names, self.image_column, IMAGE_COLUMNS, "data.image_column")
+                caption = column(names, self.caption_column, CAPTION_COLUMNS, "data.caption_column")
+            except ValueError as error:
+                raise ValueError(f"{file}: {error}") from error
         own = (image, caption, "uid")
         for number, record in enumerate(chain(sample, records)):
-            where = f"{self.annotations.name} record {number}"
+            where = f"{called} record {number}"
             if isinstance(record, dict):
                 extra = {key: value for key, value in record.items() if key not in own}
                 yield from pairs(record.get(image), record.get(caption), record.get("uid"), extra, where)

@@ -1,7 +1,8 @@
 """Captioning: one caption for every picture, by beam search, against all captions that people gave it.
 
 BLEU, METEOR, ROUGE-L, CIDEr and, where its models are, SPICE, in percent as papers print them (`tldr.metric.caption`).
-Published settings are BLIP's (Li et al. 2022, section 5.2): three beams, 5 to 20 words, the prompt "a picture of ".
+Published settings are BLIP's (Li et al. 2022, section 5.2, and its code): three beams, the prompt "a picture of ", 5 to
+20 tokens, of which the first four are the prompt's. Here lengths count the caption's own tokens: 1 to 16 are the same.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Captioning(Evaluator):
     """``prompt`` begins every caption and is no part of it; None is the one that the model was trained with.
 
     ``metrics``: None for all that can be had; ``tokenizer``: ``ptb`` as everybody's, or ``simple``, which needs no Java
-    and whose numbers compare only with one another. A picture's record in ``details`` opens with ``image_id`` and
-    ``caption``, as COCO's files of results do; its references and its own scores follow.
+    (``meteor`` and ``spice`` do) and whose numbers compare only with one another. A picture's record in ``details``
+    opens with ``image_id`` and ``caption``, as COCO's files of results do; its references and its own scores follow.
     """
 
     def __init__(

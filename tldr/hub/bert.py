@@ -118,13 +118,20 @@ def text_settings(text: TextTransformer) -> dict[str, Any]:
     }
 
 
+def config_of(module: TextTransformer) -> Any:
+    """The ``BertConfig`` of a text transformer. Raises ValueError where it is not like BERT."""
+    from transformers import BertConfig
+
+    return BertConfig(**text_settings(module))
+
+
 def export(module: TextTransformer, folder: Path) -> None:
     """Write a text transformer as a ``BertForMaskedLM``: its encoder's role, without pictures."""
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import BertForMaskedLM
 
-    settings = text_settings(module)
+    config = config_of(module)
     found = naming.untranslate(
-        module.state_dict(), names(settings["num_hidden_layers"], "bert.") | head_names("cls.predictions.")
+        module.state_dict(), names(config.num_hidden_layers, "bert.") | head_names("cls.predictions.")
     )
     found["bert.embeddings.token_type_embeddings.weight"] = torch.zeros(2, module.width)
-    write(BertForMaskedLM, BertConfig(**settings), found, folder)
+    write(BertForMaskedLM, config, found, folder)

@@ -5,9 +5,9 @@ There each task is a class with weights of its own: ``BlipForConditionalGenerati
 roles and shares all but self-attention, as BLIP is pre-trained: the two folders that `export` writes hold the shared
 weights twice, and `read` finds them equal. Published checkpoints of two tasks were fine-tuned apart: read one.
 
-Hugging Face's matching does not put ``[ENC]`` at the head of the text as BLIP does (and ours): who compares sets
-``input_ids[:, 0]``. The captioner of ours reads patches without the class token, as TL;DR's codebook does: it is a
-class of its own (`tldr.hub.captioner`).
+Hugging Face's matching, and its answering of questions (`tldr.hub.heads`), do not put ``[ENC]`` at the head of the text
+as BLIP does (and ours): who compares sets ``input_ids[:, 0]``. The captioner of ours reads patches without the class
+token, as TL;DR's codebook does: it is a class of its own (`tldr.hub.captioner`).
 """
 
 from __future__ import annotations
@@ -117,38 +117,67 @@ def _kind(state: dict[str, Tensor]) -> str:
     return CLASSES[0] if "text_decoder" in roots else CLASSES[1] if "text_encoder" in roots else CLASSES[2]
 
 
-def export(module: nn.Module, folder: Path) -> None:
-    """Write a Blip as two folders, ``captioning`` and ``retrieval``, each with tokenizer and settings of pictures."""
-    from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval
+def config_of(module: nn.Module) -> Any:
+    """The ``BlipConfig`` of a Blip. Raises ValueError for what has no counterpart."""
+    from transformers import BlipConfig
 
     encoders: Any = module.encoders
-    tokenizer: Any = module.tokenizer
-    image, text = encoders.image, encoders.text
-    assert isinstance(image, ImageEncoder)
-    assert isinstance(text, TextTransformer)
     if encoders.text_pooling != "cls":
         raise ValueError(f"Hugging Face's BLIP takes the text's first token: text_pooling={encoders.text_pooling!r}")
-    vision = vit.image_settings(image)
-    settings = decoder_settings(text, tokenizer)
     embed_dim, scale = encoders.image_projection.out_features, float(module.state_dict()["temperature"])
-    config = {
-        "vision_config": vision,
-        "text_config": settings,
-        "image_text_hidden_size": embed_dim,
-        "projection_dim": embed_dim,
-        "logit_scale_init_value": -math.log(scale),
-    }
-    state = {name.removeprefix("encoders."): tensor for name, tensor in module.state_dict().items()}
-    pictures = naming.untranslate(
-        naming.under("image.", state), vit.names("blip", vision["num_hidden_layers"], "vision_model.")
+    return BlipConfig(
+        **towers_of(module),
+        image_text_hidden_size=embed_dim,
+        projection_dim=embed_dim,
+        logit_scale_init_value=-math.log(scale),
     )
-    texts, depth = naming.under("text.", state), settings["num_hidden_layers"]
-    encoder = bert.names(depth, "text_encoder.", cross=True)
-    heads = {ours.removeprefix("encoders."): theirs for ours, theirs in (HEADS | MATCHER).items()}
+
+
+def towers_of(module: nn.Module) -> dict[str, Any]:
+    """``vision_config`` and ``text_config`` of a Blip. Raises ValueError for what has no counterpart."""
+    encoders: Any = module.encoders
+    tokenizer: Any = module.tokenizer
+    assert isinstance(encoders.image, ImageEncoder)
+    assert isinstance(encoders.text, TextTransformer)
+    vision = vit.image_settings(encoders.image)
+    return {"vision_config": vision, "text_config": decoder_settings(encoders.text, tokenizer)}
+
+
+def image_state(module: nn.Module) -> naming.State:
+    """The image encoder of a Blip by the names there."""
+    encoders: Any = module.encoders
+    pictures = vit.names("blip", len(encoders.image.vit.blocks), "vision_model.")
+    return naming.untranslate(encoders.image.state_dict(), pictures)
+
+
+def encoder_state(text: TextTransformer) -> naming.State:
+    """A text that reads, with a picture, by the names there."""
+    return naming.untranslate(text.state_dict(), bert.names(len(text.layers), "text_encoder.", cross=True))
+
+
+def decoder_state(text: TextTransformer) -> naming.State:
+    """A text that writes by the names there."""
+    return naming.untranslate(text.state_dict(), decoder_names(len(text.layers)))
+
+
+def export(module: nn.Module, folder: Path) -> None:
+    """Write a Blip as two folders, ``captioning`` and ``retrieval``, each with tokenizer and settings of pictures."""
+    from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
+
+    encoders: Any = module.encoders
+    config, heads = config_of(module), naming.untranslate(module.state_dict(), HEADS | MATCHER)
     for name, kind, found in (
-        ("captioning", BlipForConditionalGeneration, naming.untranslate(texts, decoder_names(depth))),
-        ("retrieval", BlipForImageTextRetrieval, naming.untranslate(texts, encoder) | naming.untranslate(state, heads)),
+        ("captioning", BlipForConditionalGeneration, decoder_state(encoders.text)),
+        ("retrieval", BlipForImageTextRetrieval, encoder_state(encoders.text) | heads),
     ):
-        write(kind, BlipConfig(**config), pictures | found, folder / name)
-        tokenizer.save(folder / name, max_length=text.max_length)
-        write_processor(image, "BlipImageProcessor", folder / name)
+        save(module, kind, config, found, folder / name)
+
+
+def save(module: nn.Module, kind: Any, config: Any, state: naming.State, folder: Path) -> None:
+    """Write a Blip's image encoder and the ``state`` of other parts as a class ``kind``, with tokenizer and settings of
+    pictures."""
+    encoders: Any = module.encoders
+    tokenizer: Any = module.tokenizer
+    write(kind, config, image_state(module) | state, folder)
+    tokenizer.save(folder, max_length=encoders.text.max_length)
+    write_processor(encoders.image, "BlipImageProcessor", folder)

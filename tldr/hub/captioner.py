@@ -65,19 +65,15 @@ def _codebook(state: dict[str, Tensor]) -> naming.State:
     }
 
 
-def export(module: nn.Module, folder: Path) -> None:
-    """Write a Captioner as `CaptionerForConditionalGeneration`, with tokenizer and settings of pictures. Raises
-    ValueError where its codebook has not begun."""
+def config_of(module: nn.Module) -> Any:
+    """The `CaptionerConfig` of a Captioner. Raises ValueError for what has no counterpart."""
     captioner: Any = module
     image, text, quantizer = captioner.image_encoder, captioner.decoder, captioner.quantizer
     assert isinstance(image, ImageEncoder)
     assert isinstance(text, TextTransformer)
-    assert quantizer is None or isinstance(quantizer, Quantizer)
-    if quantizer is not None and not quantizer.active:
-        raise ValueError(f"this codebook joins after {quantizer.after} steps, and has not: export a finished run")
     vision = {**vit.image_settings(image), "codebook_size": quantizer.codebook_size if quantizer is not None else 0}
     kind: Any = CaptionerConfig
-    config = kind(
+    return kind(
         vision_config=vision,
         text_config=blip.decoder_settings(text, captioner.tokenizer),
         prompt=captioner.prompt,
@@ -87,8 +83,18 @@ def export(module: nn.Module, folder: Path) -> None:
             "AutoModelForImageTextToText": f"{CODE.stem}.{CaptionerForConditionalGeneration.__name__}",
         },
     )
-    state = module.state_dict()
-    pictures = vit.names("blip", vision["num_hidden_layers"], "vision_model.")
+
+
+def export(module: nn.Module, folder: Path) -> None:
+    """Write a Captioner as `CaptionerForConditionalGeneration`, with tokenizer and settings of pictures. Raises
+    ValueError where its codebook has not begun."""
+    captioner: Any = module
+    text, quantizer = captioner.decoder, captioner.quantizer
+    assert quantizer is None or isinstance(quantizer, Quantizer)
+    if quantizer is not None and not quantizer.active:
+        raise ValueError(f"this codebook joins after {quantizer.after} steps, and has not: export a finished run")
+    config, state = config_of(module), module.state_dict()
+    pictures = vit.names("blip", config.vision_config.num_hidden_layers, "vision_model.")
     texts = {
         name.replace(".attention.", ".decoder_attention."): t for name, t in naming.under("decoder.", state).items()
     }
@@ -99,4 +105,4 @@ def export(module: nn.Module, folder: Path) -> None:
     write(CaptionerForConditionalGeneration, config, found, folder)
     shutil.copy(CODE, folder)
     captioner.tokenizer.save(folder, max_length=text.max_length)
-    write_processor(image, "BlipImageProcessor", folder)
+    write_processor(captioner.image_encoder, "BlipImageProcessor", folder)

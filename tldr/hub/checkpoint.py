@@ -36,8 +36,10 @@ EXPORTERS = {  # our class: who writes it
     "Captioner": "tldr.hub.captioner",
     "Clip": "tldr.hub.clip",
     "ImageEncoder": "tldr.hub.vit",
+    "Nlvr2": "tldr.hub.heads",
     "TextTransformer": "tldr.hub.bert",
     "Vilt": "tldr.hub.vilt",
+    "Vqa": "tldr.hub.heads",
 }
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
@@ -219,11 +221,20 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
 def export(module: nn.Module, folder: str | Path) -> Path:
     """Write ``folder`` so that ``transformers`` opens it by ``from_pretrained``: safetensors, config, tokenizer.
 
-    BLIP, which is two classes there, becomes two folders in it; a captioner's folder brings its class along, and wants
-    ``trust_remote_code=True``. Raises ValueError for what has no counterpart there.
+    BLIP and ViLT, which are several classes there, become two folders in it; a captioner's folder brings its class
+    along, and wants ``trust_remote_code=True``. Raises ValueError for what has no counterpart there.
     """
+    _exporter(module).export(module, Path(folder))
+    return Path(folder)
+
+
+def check_export(module: nn.Module) -> None:
+    """Raises ValueError for what `export` refuses, in its words, of a model that has yet to be trained."""
+    _exporter(module).config_of(module)
+
+
+def _exporter(module: nn.Module) -> Any:
     name = type(module).__name__
     if name not in EXPORTERS:
         raise ValueError(f"a {name} has no counterpart in transformers; choose from {', '.join(EXPORTERS)}")
-    importlib.import_module(EXPORTERS[name]).export(module, Path(folder))
-    return Path(folder)
+    return importlib.import_module(EXPORTERS[name])

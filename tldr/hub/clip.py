@@ -74,33 +74,40 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     return Weights("CLIPModel", arguments, found, tuple(covers), tokenizer.json if tokenizer else None)
 
 
-def export(module: nn.Module, folder: Path) -> None:
-    """Write a Clip as a ``CLIPModel``. Raises ValueError where it is not built as the published one."""
-    from transformers import CLIPConfig, CLIPModel
+def config_of(module: nn.Module) -> Any:
+    """The ``CLIPConfig`` of a Clip. Raises ValueError where it is not built as the published one."""
+    from transformers import CLIPConfig
 
-    image, text, tokenizer = module.image_encoder, module.text_encoder, module.tokenizer
+    owner: Any = module
+    image, text, tokenizer = owner.image_encoder, owner.text_encoder, owner.tokenizer
     assert isinstance(image, ImageEncoder)
     assert isinstance(text, TextTransformer)
-    owner: Any = module
     if owner.bias is not None or owner.text_pooling != "end" or not owner.causal:
         raise ValueError("a CLIPModel has loss=infonce, text_pooling=end and causal=true, which this Clip has not")
     settings, roles = _text_settings(text), {"bos": "cls", "eos": "sep", "pad": "pad"}
     special = {f"{theirs}_token_id": getattr(tokenizer, ours) for theirs, ours in roles.items()}
     vision, embed_dim = vit.image_settings(image, pre_norm=True), owner.image_projection.out_features
-    config = CLIPConfig(
+    return CLIPConfig(
         vision_config={**vision, "projection_dim": embed_dim},
         text_config={**settings, **special, "projection_dim": embed_dim},
         projection_dim=embed_dim,
     )
-    state = module.state_dict()
-    found = naming.untranslate(
-        vit.flat(naming.under("image_encoder.", state)), vit.names("clip", vision["num_hidden_layers"], "vision_model.")
-    )
-    found |= naming.untranslate(naming.under("text_encoder.", state), text_names(settings["num_hidden_layers"]))
+
+
+def export(module: nn.Module, folder: Path) -> None:
+    """Write a Clip as a ``CLIPModel``, with tokenizer and settings of pictures."""
+    from transformers import CLIPModel
+
+    owner: Any = module
+    config, state = config_of(module), module.state_dict()
+    pictures = vit.names("clip", config.vision_config.num_hidden_layers, "vision_model.")
+    found = naming.untranslate(vit.flat(naming.under("image_encoder.", state)), pictures)
+    texts = text_names(config.text_config.num_hidden_layers)
+    found |= naming.untranslate(naming.under("text_encoder.", state), texts)
     state["log_scale"] = state["log_scale"].reshape(())
     write(CLIPModel, config, found | naming.untranslate(state, HEADS), folder)
-    owner.tokenizer.save(folder, max_length=text.max_length)
-    write_processor(image, "CLIPImageProcessor", folder)
+    owner.tokenizer.save(folder, max_length=owner.text_encoder.max_length)
+    write_processor(owner.image_encoder, "CLIPImageProcessor", folder)
 
 
 def _text_settings(text: TextTransformer) -> dict[str, Any]:

@@ -9,8 +9,8 @@ What is said in another way there, with the same sums:
                   the difference alone. Their score is that log-odds: read, it is the score of *match* beside a 0 for
                   *no match*; written, the difference of our two. `match` gives the same either way, the rows may differ
 
-The heads of VQA and NLVR2 are not read: fine-tuning puts new ones on the pooled feature. Pictures are square and of the
-model's size (a mask of ones there, whose patches Hugging Face then shuffles).
+The heads of VQA and NLVR2 are written (`tldr.hub.heads`), not read: fine-tuning puts new ones on the pooled feature.
+Pictures are square and of the model's size (a mask of ones there, whose patches Hugging Face then shuffles).
 """
 
 from __future__ import annotations
@@ -96,10 +96,9 @@ def read(folder: Path, config: dict[str, Any], state: dict[str, Tensor], model: 
     return Weights("ViLT", arguments, found, tuple(covers), tokenizer.json if tokenizer else None)
 
 
-def export(module: nn.Module, folder: Path) -> None:
-    """Write a Vilt as two folders: ``mlm``, a ``ViltForMaskedLM``, and ``retrieval``, a
-    ``ViltForImageAndTextRetrieval``. Either opens as a ``ViltModel``. Raises ValueError for what has no counterpart."""
-    from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForMaskedLM
+def config_of(module: nn.Module, **more: Any) -> Any:
+    """The ``ViltConfig`` of a Vilt, with what a head has ``more``. Raises ValueError for what has no counterpart."""
+    from transformers import ViltConfig
 
     owner: Any = module
     network, tokenizer = owner.network, owner.tokenizer
@@ -111,23 +110,38 @@ def export(module: nn.Module, folder: Path) -> None:
         raise ValueError(f"a ViLT has one layer_norm_eps there, ours {epsilons}: set text.norm_eps to the image's")
     if settings["hidden_act"] != "gelu":
         raise ValueError(f"our head has gelu, and so must the blocks to be exported, not {settings['hidden_act']}")
-    config = {
+    return ViltConfig(
         **settings,
-        "vocab_size": text.words.num_embeddings,
-        "max_position_embeddings": text.max_length,
-        "modality_type_vocab_size": 3,
-        "type_vocab_size": 1,
-        "pad_token_id": tokenizer.pad,
-        "hidden_dropout_prob": text.drop.p,
-    }
-    state = module.state_dict()
-    types = state["network.types"]
-    shared = naming.untranslate(state, names(settings["num_hidden_layers"], "vilt."))
-    shared[f"vilt.{TYPES}"] = torch.stack([types[TEXT], types[IMAGE], types[IMAGE] + types[SECOND]])
-    shared[f"vilt.{SEGMENTS}"] = torch.zeros(1, network.width)
+        vocab_size=text.words.num_embeddings,
+        max_position_embeddings=text.max_length,
+        modality_type_vocab_size=3,
+        type_vocab_size=1,
+        pad_token_id=tokenizer.pad,
+        hidden_dropout_prob=text.drop.p,
+        **more,
+    )
+
+
+def export(module: nn.Module, folder: Path) -> None:
+    """Write a Vilt as two folders: ``mlm``, a ``ViltForMaskedLM``, and ``retrieval``, a
+    ``ViltForImageAndTextRetrieval``. Either opens as a ``ViltModel``. Raises ValueError for what has no counterpart."""
+    from transformers import ViltForImageAndTextRetrieval, ViltForMaskedLM
+
+    config, state = config_of(module), module.state_dict()
     rank = {f"rank_output.{kind}": state[f"matcher.{kind}"][1:] - state[f"matcher.{kind}"][:1] for kind in KINDS}
     guess = naming.untranslate(state, head_names())
     for name, kind, head in (("mlm", ViltForMaskedLM, guess), ("retrieval", ViltForImageAndTextRetrieval, rank)):
-        write(kind, ViltConfig(**config), shared | head, folder / name)
-        tokenizer.save(folder / name, max_length=text.max_length)
-        write_processor(image, "ViltImageProcessor", folder / name)
+        save(module, kind, config, head, folder / name)
+
+
+def save(module: nn.Module, kind: Any, config: Any, head: naming.State, folder: Path) -> None:
+    """Write a Vilt's transformer with a ``head`` as a class ``kind``, with tokenizer and settings of pictures."""
+    owner: Any = module
+    network, state = owner.network, module.state_dict()
+    types = state["network.types"]
+    shared = naming.untranslate(state, names(config.num_hidden_layers, "vilt."))
+    shared[f"vilt.{TYPES}"] = torch.stack([types[TEXT], types[IMAGE], types[IMAGE] + types[SECOND]])
+    shared[f"vilt.{SEGMENTS}"] = torch.zeros(1, network.width)
+    write(kind, config, shared | head, folder)
+    owner.tokenizer.save(folder, max_length=network.text.max_length)
+    write_processor(network.image, "ViltImageProcessor", folder)

@@ -146,11 +146,18 @@ def image_settings(encoder: ImageEncoder, *, pre_norm: bool = False) -> dict[str
     }
 
 
+def config_of(module: ImageEncoder) -> Any:
+    """The ``ViTConfig`` of an image encoder. Raises ValueError for what has no counterpart."""
+    from transformers import ViTConfig
+
+    return ViTConfig(**image_settings(module))
+
+
 def export(module: ImageEncoder, folder: Path) -> None:
     """Write an image encoder as a ``ViTModel`` (without a pooler)."""
-    from transformers import ViTConfig, ViTModel
+    from transformers import ViTModel
 
-    settings = image_settings(module)
-    found = naming.untranslate(module.state_dict(), names("vit", settings["num_hidden_layers"], ""))
-    write(ViTModel, ViTConfig(**settings), found, folder, add_pooling_layer=False)
+    config = config_of(module)
+    found = naming.untranslate(module.state_dict(), names("vit", config.num_hidden_layers, ""))
+    write(ViTModel, config, found, folder, add_pooling_layer=False)
     write_processor(module, "ViTImageProcessor", folder)

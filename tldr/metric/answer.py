@@ -2,10 +2,10 @@
 is compared with those of all annotators but one, scores min(1, equal ones / 3), and the mean over the annotator left
 out counts, so that people, measured against each other, are measured the same way.
 
-Where the annotators do not all say the same, words are brought to one form first: lower case, no punctuation but
-apostrophes and colons, no articles, numbers as digits, contractions with their apostrophes. Where they do, the answer
-is taken as it stands. This is the public script's rule, its leftovers included: it reads `none`
-as 0, and writes `somebody'd` without its apostrophe.
+Words are brought to one form first: lower case, no punctuation but apostrophes and colons, no articles, numbers as
+digits, contractions with their apostrophes. Only where VQA's ten annotators all say the same, the answer is taken as it
+stands. This is the public script's rule, its leftovers included: it reads `none` as 0, and writes `somebody'd` without
+its apostrophe. It knows no other number of annotators; with one or a few, their answers are always brought to the form.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 
 _ENOUGH = 3  # people who say the same make an answer right
+_OFFICIAL = 10  # annotators of each of VQA's questions
 _ARTICLES = frozenset({"a", "an", "the"})
 _NUMBERS = "zero one two three four five six seven eight nine ten".split()
 _DIGITS = {**{word: str(value) for value, word in enumerate(_NUMBERS)}, "none": "0"}
@@ -60,6 +61,11 @@ def normalise(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+def unanimous(answers: Sequence[str]) -> bool:
+    """Whether VQA's ten annotators all gave this one answer, which is then compared as it stands."""
+    return len(answers) == _OFFICIAL and len({" ".join(answer.split()) for answer in answers}) == 1
+
+
 def accuracy(answer: str, answers: Sequence[str]) -> float:
     """How right (0 to 1) ``answer`` is by the ``answers`` of people, ten in VQA's sets.
 
@@ -69,7 +75,7 @@ def accuracy(answer: str, answers: Sequence[str]) -> float:
     if not answers:
         raise ValueError("a question without answers cannot be scored")
     said, people = " ".join(answer.split()), [" ".join(each.split()) for each in answers]
-    if len(set(people)) > 1:
+    if not unanimous(answers):
         said, people = normalise(said), [normalise(each) for each in people]
     if len(people) == 1:
         return float(said == people[0])

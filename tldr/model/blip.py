@@ -2,7 +2,8 @@
 
     ITC  unimodal embeddings agree: contrast with the keys that a momentum copy, the teacher, gives this batch and gave
          those in a queue; a part alpha of the target is the teacher's judgement (ALBEF, arXiv 2107.07651)
-    ITM  the image-grounded encoder tells B pairs from 2B hard negatives, which the ITC logits propose
+    ITM  the image-grounded encoder tells B pairs from 2B hard negatives, which the ITC logits propose; fine-tuned for
+         retrieval (without LM), the similarities of its own embeddings, without the teacher's keys
     LM   the image-grounded decoder writes the caption
 
 One text transformer plays all three roles; its decoder differs in self-attention only. Where the published code assumes
@@ -30,7 +31,7 @@ from tldr.nn.answers import rank
 from tldr.nn.encoders import Encoders, scale_weights
 from tldr.nn.freeze import freeze_unreached, trial_losses
 from tldr.nn.generate import generate
-from tldr.nn.losses import distilled_targets, lm_loss, similarity, soft_cross_entropy
+from tldr.nn.losses import FLOOR, distilled_targets, lm_loss, similarity, soft_cross_entropy
 from tldr.nn.momentum import Queue, follow, momentum_copy
 from tldr.nn.negatives import Candidates, matching_batch
 from tldr.nn.processes import gather
@@ -47,9 +48,9 @@ class Blip(Model):
     """``image`` and ``text`` are the arguments of `ImageEncoder` and `TextTransformer`; ``tokenizer`` is a `Tokenizer`
     as JSON. ``alpha`` is reached in ``alpha_ramp`` of the run's steps (published: in 2 of 20 epochs).
 
-    ``objectives``: all three in pre-training; itc and itm fine-tune for retrieval, lm for captions, which then begin
-    with ``prompt`` (published: "a picture of "). ``gather_negatives`` draws ITM's negatives from the batches of all
-    processes, as BLIP does in fine-tuning on COCO.
+    ``objectives``: all three in pre-training; itc and itm fine-tune for retrieval, where ITM's negatives are drawn as
+    BLIP's code then draws them; lm for captions, which begin with ``prompt`` (published: "a picture of ").
+    ``gather_negatives`` draws ITM's negatives from the batches of all processes, as BLIP does in fine-tuning on COCO.
 
     The defaults are the published ones, made for long runs from pre-trained encoders. A short run from scratch wants
     others (``conf/model/blip.yaml`` has figures): the mean of the text's tokens instead of [CLS], a faster teacher, and
@@ -180,8 +181,11 @@ class Blip(Model):
         self, image: Tensor, tokens: Tensor, mask: Tensor, ids: Tensor, embeddings: tuple[Tensor, ...]
     ) -> Tensor:
         """ITM over B pairs, B texts with a wrong image, B images with a wrong text. ``embeddings``, by which negatives
-        are proposed: (B, E) of the images, of the texts, and the teacher's of both."""
+        are proposed: (B, E) of the images, of the texts, and the teacher's of both, used in pre-training."""
         image_embedding, text_embedding, image_keys, text_keys = (each.detach() for each in embeddings)
+        pretraining = "lm" in self.objectives
+        if not pretraining:
+            image_keys, text_keys = image_embedding, text_embedding
         pool = Candidates(image, tokens, mask, ids)  # (P, ...)
         if self.gather_negatives:
             pool = pool.of_all(max_length=self.encoders.text.max_length, pad=self.tokenizer.pad)
@@ -189,7 +193,8 @@ class Blip(Model):
         scale = self._risen(self.negative_ramp) / self.temperature.detach()
         text_logits = similarity(text_embedding, image_keys) * scale  # (B, P)
         image_logits = similarity(image_embedding, text_keys) * scale
-        scores = self._match_scores(*matching_batch(pool, text_logits, image_logits))  # (3B, 2)
+        asked = matching_batch(pool, text_logits, image_logits, floor=FLOOR if pretraining else 0.0)
+        scores = self._match_scores(*asked)  # (3B, 2)
         matches = torch.arange(len(scores), device=scores.device) < len(image)
         return F.cross_entropy(scores.float(), matches.long())
 

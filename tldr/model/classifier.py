@@ -9,7 +9,7 @@
 
 "Early" is the optimiser step ``early_steps``, whose weights are kept. The gradient is taken in evaluation mode: with
 the statistics of a batch in it, it would not be the sample's own. Forgetting is counted during training, row by row of
-the training pairs, on the pictures as they were shown; of other pairs there is no count, and they get NaN.
+the training pairs, on the pictures as they were shown; of pairs that were not there is no count, and they get NaN.
 
 Shapes: B pictures, C classes, M members, D feature width, N training pairs.
 """
@@ -215,7 +215,7 @@ class Classifier(Model):
         return found
 
     def _forgetting(self, batch: Batch) -> Tensor:
-        """(B,) mean number of times that it was forgotten; NaN where the pair is none of the training pairs."""
+        """(B,) mean number of times that it was forgotten; NaN where the pair was never trained on."""
         rows, names = batch["rows"].to(self.device), _hashes(batch).to(self.device)
         inside = rows < len(self.presented)
         rows = torch.where(inside, rows, 0)
@@ -223,7 +223,7 @@ class Classifier(Model):
             return torch.full(rows.shape, torch.nan, device=self.device)
         never = self.presented.max()
         mean = torch.where(self.learned[rows], self.forgotten[rows], never).float().mean(1)
-        inside &= (self.trained_on[rows] == 0) | (self.trained_on[rows] == names)
+        inside &= self.trained_on[rows] == names
         return torch.where(inside, mean, torch.nan)
 
     @torch.no_grad()

@@ -36,7 +36,8 @@ from tldr.nn.vision import ImageEncoder
 
 class Vilt(Model):
     """``image`` and ``text`` are the arguments of `ImageEncoder`, whose blocks read words and patches, and of
-    `TextTransformer`, with ``depth`` 0 and the image's width; ``tokenizer`` is a `Tokenizer` as JSON.
+    `TextTransformer`, with ``depth`` 0 and, where ``width`` is None, the image's; ``tokenizer`` is a `Tokenizer` as
+    JSON.
 
     ``masked`` is the share of the words that MLM guesses, ``swapped`` of the pairs that ITM gives another picture;
     ``wpa`` weighs the word-patch alignment (0: none). ``ranked`` above 0 is fine-tuning for retrieval: of how many
@@ -69,7 +70,8 @@ class Vilt(Model):
         self.tokenizer = Tokenizer(tokenizer)
         encoder = ImageEncoder(**image)
         self.image_size, self.resize_mode, self.joint_width = encoder.image_size, encoder.resize_mode, encoder.width
-        self.network = JointTransformer(encoder, TextTransformer(len(self.tokenizer), **text))
+        shape = {"width": text.get("width") or encoder.width, "heads": text.get("heads") or 1}  # no layer has heads
+        self.network = JointTransformer(encoder, TextTransformer(len(self.tokenizer), **{**text, **shape}))
         if not image.get("pretrained"):
             self.network.widen_start()
         self.matcher = nn.Linear(self.joint_width, 2)
@@ -107,13 +109,21 @@ class Vilt(Model):
         return losses
 
     def _rank_loss(self, patches: Tensor, tokens: Tensor, mask: Tensor, positive: Tensor) -> Tensor:
-        """The negative log-likelihood of a picture's own caption among those of R others, drawn from those that are not
-        ``positive`` (B, B); of as many as every picture of the batch has."""
-        others = draw_others(positive, self.ranked)  # (B, R)
+        """The mean negative log-likelihood of a picture's own caption among those of R others, drawn from those that
+        are not ``positive`` (B, B); of as many as there are, over the pictures that have any."""
+        others, there = draw_others(positive, self.ranked)  # (B, R)
+        if not there.any():
+            raise ValueError(
+                f"model.ranked={self.ranked}: no picture of this batch of {len(tokens)} has the caption of another to "
+                "be told from, all show or say the same; raise batch_size, or take data with more pictures"
+            )
         own = torch.arange(len(tokens), device=tokens.device)[:, None]
         shown = torch.cat([own, others], 1).flatten()
         words, _ = self.network(patches.repeat_interleave(others.shape[1] + 1, 0), tokens[shown], mask[shown])
-        return F.cross_entropy(self._odds(words).view(len(tokens), -1), torch.zeros_like(own[:, 0]))
+        odds = self._odds(words).view(len(tokens), -1)  # (B, 1 + R)
+        odds = odds.masked_fill(~F.pad(there, (1, 0), value=True), -torch.inf)
+        nll = F.cross_entropy(odds, torch.zeros_like(own[:, 0]), reduction="sum")  # 0 for a picture without others
+        return nll / there.any(1).sum()
 
     def _guess_loss(self, patches: Tensor, tokens: Tensor, mask: Tensor, numbers: Tensor) -> Tensor:
         """MLM: the mean negative log-likelihood of the words that were masked; ``numbers`` (B, T) says whose pieces."""

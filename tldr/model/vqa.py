@@ -13,7 +13,7 @@ Shapes: B questions, A answers of the vocabulary, J width of the joint feature.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tldr.data.loading import Batch
-from tldr.metric.answer import accuracy, normalise
+from tldr.metric.answer import accuracy, normalise, unanimous
 from tldr.model.base import Joint, Model, describe, open_backbone
 from tldr.nn.answers import answer_nll
 from tldr.nn.freeze import freeze_unreached
@@ -123,7 +123,9 @@ class Vqa(Model):
     def _learn_to_say(self, answers: Sequence[str]) -> None:
         self.answers = list(answers)
         self.hparams["answers"] = self.answers  # in the checkpoint, so that it loads by itself
-        self.places = {answer: place for place, answer in enumerate(self.answers)}
+        self.places: dict[str, list[int]] = defaultdict(list)  # of each form in which answers are compared
+        for place, answer in enumerate(self.answers):
+            self.places[normalise(answer)].append(place)
         if self.mode == "classify":
             assert isinstance(self.backbone, Joint)
             width = self.backbone.joint_width
@@ -169,13 +171,14 @@ class Vqa(Model):
         return self.head(self.backbone.joint(batch["images"], batch["captions"])).float()
 
     def _targets(self, given: Sequence[Sequence[str]]) -> Tensor:
-        """(B, A) what each answer of the vocabulary scores by those of the people."""
+        """(B, A) what each answer of the vocabulary scores by those of the people. What ten of them say alike is
+        compared as it stands, but in lower case: there is no other in the vocabulary."""
         targets = torch.zeros(len(given), len(self.answers))
         for row, answers in enumerate(given):
-            said = {_plain(answer) for answer in answers}
-            for answer in said | {normalise(answer) for answer in said}:  # no other can score
-                if answer in self.places:
-                    targets[row, self.places[answer]] = accuracy(answer, answers)
+            people = [_plain(answer) for answer in answers] if unanimous(answers) else answers
+            for form in {normalise(answer) for answer in people}:
+                for place in self.places.get(form, ()):  # no other can score
+                    targets[row, place] = accuracy(self.answers[place], people)
         return targets
 
     def _check(self) -> None:

@@ -31,7 +31,9 @@ class JointTransformer(nn.Module):
         if len(text.layers):
             raise ValueError(f"text.depth={len(text.layers)}, but one transformer reads words and patches: set 0")
         if image.width != text.width:
-            raise ValueError(f"text.width={text.width} must be the image's, {image.width}: they share a transformer")
+            raise ValueError(
+                f"text.width={text.width} must be the image's, {image.width}, or null: they share a transformer"
+            )
         self.image, self.text, self.width = image, text, image.width
         # The types of text and image; and what the second picture of two has over the first: nothing to begin with.
         types = 0.02 * torch.randn(3, self.width)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FLOOR = 1e-4  # of a negative's weight, in BLIP's pre-training
+
 
 def token_nll(logits: Tensor, targets: Tensor, mask: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """(B, T, V), (B, T), (B, T) bool -> (B,) negative log-likelihood of each text, summed over its tokens."""
@@ -68,17 +70,24 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def hard_negatives(
-    logits: Tensor, positive: Tensor, generator: torch.Generator | None = None, *, first: int = 0
+    logits: Tensor,
+    positive: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    first: int = 0,
+    floor: float = FLOOR,
 ) -> Tensor:
-    """(B, Q) scores -> (B,) for each row the column of a negative, drawn by its softmax (BLIP, 1e-4 added).
+    """(B, Q) scores -> (B,) for each row the column of a negative, drawn by its softmax, to which ``floor`` is added
+    (BLIP: 1e-4 in pre-training, nothing in fine-tuning for retrieval).
 
     ``positive`` (B, Q) is True where row and column belong together (the same picture): never drawn. The row's own
     column is ``first`` + row.
     """
-    weights = F.softmax(logits.detach().float(), 1) + 1e-4
-    weights = weights.masked_fill(positive, 0)
-    lonely = weights.sum(1) == 0  # a batch whose texts all belong to one picture: any other column then
-    if lonely.any():
+    scores, lonely = logits.detach().float(), positive.all(1)
+    if not floor:  # the same shares, which no positive can drive to 0, however low the temperature
+        scores = scores.masked_fill(positive & ~lonely[:, None], -torch.inf)
+    weights = (F.softmax(scores, 1) + floor).masked_fill(positive, 0)
+    if lonely.any():  # a batch whose texts all belong to one picture: any other column then
         weights[lonely] = 1e-4
         weights.diagonal(first)[: len(weights)].zero_()
     return torch.multinomial(weights, 1, generator=generator).squeeze(1)

@@ -69,9 +69,11 @@ def swap_pictures(positive: Tensor, share: float, generator: torch.Generator | N
     return own, ~swapped
 
 
-def draw_others(positive: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+def draw_others(positive: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """(B, R) for each of B rows, the columns of R others, drawn uniformly and none twice among those that are not
-    ``positive`` (B, B); R is ``count``, or what the row with the fewest has."""
-    fewest = int((~positive).sum(1).min())
+    ``positive`` (B, B), and (B, R) bool whether there is such a one: a row may have fewer than others have, or none.
+    R is ``count``, or what the row with the most has."""
+    most = int((~positive).sum(1).max())
     drawn = torch.rand(positive.shape, generator=generator, device=positive.device).masked_fill(positive, 2)
-    return drawn.argsort(1)[:, : min(count, fewest)]
+    others = drawn.argsort(1)[:, : min(count, most)]  # positives behind all others
+    return others, ~positive.gather(1, others)

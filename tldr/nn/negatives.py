@@ -1,5 +1,5 @@
 """From what ITM draws its negatives: the pairs of this process, or of all (BLIP, arXiv 2201.12086, in fine-tuning for
-retrieval on COCO, where a process has few).
+retrieval on COCO, where a process has few: `models/blip_retrieval.py` of its code).
 
 Shapes: B pairs of this process, P of all, L image tokens, T text tokens, D width.
 """
@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tldr.nn.losses import hard_negatives
+from tldr.nn.losses import FLOOR, hard_negatives
 from tldr.nn.processes import connected, gather, gather_with_gradient
 
 
@@ -41,17 +41,20 @@ class Candidates:
         return Candidates(gather_with_gradient(self.image), tokens, mask[:, :longest], gather(self.ids), first)
 
 
-def matching_batch(pool: Candidates, text_logits: Tensor, image_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def matching_batch(
+    pool: Candidates, text_logits: Tensor, image_logits: Tensor, *, floor: float = FLOOR
+) -> tuple[Tensor, Tensor, Tensor]:
     """B right pairs, B texts with a wrong image, B images with a wrong text: (3B, L, D), (3B, T) and the mask.
 
-    The wrong ones are drawn from ``pool`` by how well (B, P) its images fit the texts, and its texts the images; never
-    of the same picture, nor a text that says the same (else the hardest negative were the caption itself).
+    The wrong ones are drawn from ``pool`` by how well (B, P) its images fit the texts, and its texts the images, with
+    the ``floor`` of `hard_negatives`; never of the same picture, nor a text that says the same (else the hardest
+    negative were the caption itself).
     """
     mine = slice(pool.first, pool.first + len(text_logits))
     image, tokens, mask, ids = pool.image[mine], pool.tokens[mine], pool.mask[mine], pool.ids[mine]
     positive = (ids[:, None] == pool.ids) | (tokens[:, None] == pool.tokens).all(2)  # (B, P)
-    wrong_image = hard_negatives(text_logits, positive, first=pool.first)  # (B,) for each text
-    wrong_text = hard_negatives(image_logits, positive, first=pool.first)
+    wrong_image = hard_negatives(text_logits, positive, first=pool.first, floor=floor)  # (B,) for each text
+    wrong_text = hard_negatives(image_logits, positive, first=pool.first, floor=floor)
     return (
         torch.cat([image, pool.image[wrong_image], image]),
         torch.cat([tokens, tokens, pool.tokens[wrong_text]]),

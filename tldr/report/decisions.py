@@ -40,9 +40,9 @@ class Decisions:
 
     @cached_property
     def cluster(self) -> np.ndarray | None:
-        """(N,) cluster of every pair, or None where the method has none."""
+        """(N,) cluster of every pair, or None where the method has none, or a single one, which tells nobody apart."""
         cluster = self.table["cluster"].to_numpy()
-        return cluster if (cluster >= 0).any() else None
+        return cluster if len(cluster) and cluster.max() > max(0, cluster.min()) else None
 
     def reason(self, row: int) -> str:
         """Why this pair was kept or dropped."""

@@ -59,7 +59,8 @@ def _of_the_pool(folder: Path, decisions: pa.Table, row: int, uid: str, cache: P
     if decision["cluster"] >= 0:
         inside = pc.equal(decisions["cluster"], decision["cluster"])
         kept, size = pc.sum(pc.and_(inside, decisions["kept"])).as_py(), pc.sum(inside).as_py()
-        lines["cluster"] = f"{decision['cluster']}: {kept} of its {size} pairs were kept"
+        if size < len(decisions):  # a single cluster tells nothing
+            lines["cluster"] = f"{decision['cluster']}: {kept} of its {size} pairs were kept"
     for field in decisions.schema:
         if field.name not in ("uid", "kept", "reason", "cluster"):
             lines[field.name] = _score(decisions[field.name], decision[field.name])

@@ -228,10 +228,15 @@ def best(score: np.ndarray, keep: int) -> tuple[np.ndarray, float]:
     return np.sort(order[:keep]), float(score[order[keep - 1]])
 
 
+def check_compression(compression: float) -> None:
+    """Raises ValueError for what is no share."""
+    if not isinstance(compression, int | float) or not 0 < compression < 1:
+        raise ValueError(f"compression={compression}: it is the share removed, inside (0, 1); 0.75 keeps a quarter")
+
+
 def keep_count(total: int, compression: float) -> int:
     """How many of ``total`` pairs remain when the share ``compression`` is removed."""
-    if not 0 < compression < 1:
-        raise ValueError(f"compression={compression}: it is the share removed, inside (0, 1); 0.75 keeps a quarter")
+    check_compression(compression)
     keep = round(total * (1 - compression))
     if not keep:
         raise ValueError(f"compression={compression} leaves none of {total} pairs; lower it")

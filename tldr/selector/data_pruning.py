@@ -91,6 +91,12 @@ class DataPruning(Selector):
             what = [f"{v:.3g} from the mean of {names[c]}" for v, c in zip(value, label, strict=True)]
         else:
             value = scores[self.score] = signals[f"classifier.{self.score}"].read().astype(np.float32)
+            if self.score == "forgetting":
+                pool.refuse(
+                    np.isnan(value),
+                    "selector.score=forgetting counts what training shows: raise scorers.classifier.training.max_steps "
+                    "or give a scorers.classifier.checkpoint that was trained on this pool; never shown were",
+                )
             what = [f"{LABELLED[self.score]} {v:.3g}" for v in value]
         merit = value if self.choice == "hard" else -value
         floor = self.class_floor if self.labels is not None else 0.0

@@ -15,8 +15,6 @@ Shapes: N pairs of the pool, n made, C classes, T steps, B pictures of a step.
 
 from __future__ import annotations
 
-import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path
+from tldr.data.export import write_pictures
 from tldr.data.loading import PairsDataset, ordered_loader
+from tldr.ledger import metered
 from tldr.nn.distillation import NETWORKS, WIDTHS, Distilled, Steps, unroll, xavier
 from tldr.pairs import DIGEST, Pairs, derive_uid
 from tldr.selector.base import Made, Maker, at_least, one_of
@@ -162,7 +160,10 @@ class DatasetDistillation(Maker):
         optimizer = torch.optim.Adam([images, raw], lr=self.lr, betas=(0.5, 0.999))
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, round(self.iterations / 10)), gamma=0.5)
         order, size = torch.empty(0, dtype=torch.long), min(self.batch_size, len(pixels))
-        with tqdm(range(self.iterations), desc="distilling", unit="iteration") as bar:
+        with (
+            metered(device=self.device) as meter,
+            tqdm(range(self.iterations), desc="distilling", unit="iteration") as bar,
+        ):
             for iteration in bar:
                 if len(order) < size:
                     order = torch.randperm(len(pixels), generator=generator)
@@ -173,9 +174,10 @@ class DatasetDistillation(Maker):
                 for _ in range(self.networks):
                     start = fixed if self.init == "fixed" else xavier(net, generator)
                     start = {name: weight.to(device) for name, weight in start.items()}
-                    weights = unroll(net, start, Steps(images, own, F.softplus(raw)), remember=self.remember)
-                    loss = F.cross_entropy(functional_call(net, weights, (real,)), labels[rows].to(device))
-                    (loss / self.networks).backward()
+                    with meter.batch(1):
+                        weights = unroll(net, start, Steps(images, own, F.softplus(raw)), remember=self.remember)
+                        loss = F.cross_entropy(functional_call(net, weights, (real,)), labels[rows].to(device))
+                        (loss / self.networks).backward()
                     total += loss.item() / self.networks
                 if not np.isfinite(total):
                     raise ValueError(
@@ -206,11 +208,8 @@ class DatasetDistillation(Maker):
         """Pictures and ``distilled.npz`` into ``folder``, and the pairs."""
         says = [self._caption(pool, name, label == place) for place, name in enumerate(classes)]
         captions = [says[place] for place in learned.labels]
-        names = [f"distilled/{number:06d}.png" for number in range(len(captions))]
+        names, digests = write_pictures(learned.images, folder)
         uids = [derive_uid(name, caption) for name, caption in zip(names, captions, strict=True)]
-        (folder / "distilled").mkdir(parents=True, exist_ok=True)
-        pixels = np.rint(learned.images.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        digests = [_save_png(picture, folder / name) for picture, name in zip(pixels, names, strict=True)]
         order = np.argsort(uids)  # the rows of the pairs
         rows = {key: getattr(learned, key)[order] for key in ("images", "labels", "steps")}
         Distilled(**{**vars(learned), **rows}).save(folder / "distilled.npz")
@@ -245,12 +244,3 @@ def _moments(pixels: Tensor) -> tuple[Tensor, Tensor]:
     mean, square = totals / (pixels.numel() // 3)
     std = (square - mean.square()).clamp_min(1e-6).sqrt()  # of pictures of one colour, not 0
     return mean.float()[:, None, None], std.float()[:, None, None]
-
-
-def _save_png(picture: np.ndarray, file: Path) -> str:
-    """Write (H, W, 3) uint8; the digest of the file's bytes, as `tldr.data.verdict` measures it."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    with atomic_path(file) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    return hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()

@@ -19,6 +19,7 @@ import torch
 from tldr.atomic import atomic_path
 from tldr.cluster import POINTS_PER_CENTROID, KMeans
 from tldr.data.loading import PairsDataset
+from tldr.ledger import charge_found, metered
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, Target, at_least, best, one_of
 from tldr.signal.experts import PairExperts, RotationExperts
@@ -102,15 +103,20 @@ class NeuralDataServer(Selector):
         self, pool: Pairs, signals: Signals, part: np.ndarray, parts: int, target: Target, seed: int
     ) -> np.ndarray:
         assert target.signals is not None
+        for name in self.needs:
+            target.signals.refuse_infinite(name, target.pairs)
         rows = examples(part, parts, seed)  # (K, R)
         image, text = (_embeddings(signals[name], rows) for name in self.needs)
         file = signals.derived(self._name([image.numpy(), text.numpy(), rows], seed)) / "experts.pt"
         if file.is_file():
             experts = PairExperts(torch.load(file, weights_only=True))
+            charge_found(file.parent)
         else:
-            experts = PairExperts.train(image, text, torch.from_numpy(rows), steps=self.steps, seed=seed)
-            with atomic_path(file) as temporary:
-                torch.save(experts.maps, temporary)
+            with metered(file.parent) as meter:
+                places = torch.from_numpy(rows)
+                experts = PairExperts.train(image, text, places, steps=self.steps, seed=seed, meter=meter)
+                with atomic_path(file) as temporary:
+                    torch.save(experts.maps, temporary)
         client = _some(len(target.pairs), seed)
         theirs = [_embeddings(target.signals[name], client) for name in self.needs]
         return experts.scores(*theirs, seed=seed)
@@ -123,11 +129,13 @@ class NeuralDataServer(Selector):
         file = signals.derived(self._name([rows, named], seed)) / "experts.pt"
         if file.is_file():
             experts = RotationExperts.load(torch.load(file, weights_only=True), image_size=self.image_size)
+            charge_found(file.parent)
         else:
-            pictures = [self._pictures(pool, np.unique(own)) for own in rows]
-            experts = RotationExperts.train(pictures, steps=self.steps, seed=seed)
-            with atomic_path(file) as temporary:
-                torch.save(experts.state(), temporary)
+            with metered(file.parent, device="cuda" if torch.cuda.is_available() else "cpu") as meter:
+                pictures = [self._pictures(pool, np.unique(own)) for own in rows]
+                experts = RotationExperts.train(pictures, steps=self.steps, seed=seed, meter=meter)
+                with atomic_path(file) as temporary:
+                    torch.save(experts.state(), temporary)
         return experts.scores(self._pictures(target.pairs, _some(len(target.pairs), seed)))
 
     def _pictures(self, pairs: Pairs, rows: np.ndarray) -> torch.Tensor:

@@ -40,6 +40,11 @@ class Writer(Protocol):
         """A caption for each pair's picture, another for another ``draw``."""
         ...
 
+    @property
+    def varies(self) -> bool:
+        """Are they others? Not those of a beam."""
+        ...
+
 
 class Sieve(Selector):
     """``draws`` captions of the main scorer for every pair, or those of the pool's column ``captions``, one or a list
@@ -85,6 +90,11 @@ class Sieve(Selector):
         """Have captions written, compare, and keep the top."""
         if self.captions is None:
             assert writer is not None
+            if self.draws > 1 and not writer.varies:
+                raise ValueError(
+                    f"selector.draws={self.draws}, but only generation.strategy=nucleus draws; of any other the "
+                    "captions are the same: selector.draws=1"
+                )
             drawn = [pa.array(writer.write(pool, draw=draw), pa.large_string()) for draw in range(self.draws)]
             row = np.tile(np.arange(len(pool)), self.draws)
             text = pa.concat_arrays(drawn)

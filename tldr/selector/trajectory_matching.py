@@ -23,7 +23,6 @@ Shapes: N pairs of the pool, n made, E width of a text embedding, r rank.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,13 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
+from tldr.data.export import write_pictures
 from tldr.data.loading import PairsDataset, ordered_loader
+from tldr.ledger import Meter, charge_found, metered
 from tldr.nn.trajectory import Dual, Loss, Weights, contrastive, graded, low_rank, matching_loss, step, unroll
 from tldr.nn.vision import CLIP_MEAN, CLIP_STD
 from tldr.pairs import DIGEST, Pairs, derive_uid
@@ -109,6 +109,7 @@ class TrajectoryMatching(Maker):
         """Train the experts, or find them; learn ``keep`` pairs from them; write these. Raises ValueError for a picture
         that cannot be decoded, naming its uid, and where learning diverges, naming the rates."""
         assert signals is not None
+        signals.refuse_infinite(TEXT, pool)
         texts = signals[TEXT].read()
         nets = Dual.build(**self.network, text_width=texts.shape[1]).to(self.device)
         pixels, experts = self._prepare(pool, texts, signals, nets, seed)
@@ -149,17 +150,28 @@ class TrajectoryMatching(Maker):
         with FileLock(taught / "lock"):
             todo = [number for number in range(self.experts) if not files[number].is_file()]
             batches = -(-len(pool) // self.expert_batch)
+            if len(todo) < self.experts:
+                charge_found(taught)
             with tqdm(total=len(todo) * epochs * batches, desc="training experts", unit="step") as bar:
                 for number in todo:
-                    trajectory = self._train(nets, pixels, texts, epochs, (seed, number), bar)
+                    with metered(taught, device=self.device) as meter:
+                        trajectory = self._train(nets, pixels, texts, epochs, (seed, number), bar, meter)
                     with atomic_path(files[number]) as temporary, temporary.open("wb") as sink:
                         np.save(sink, trajectory)
         return pixels, [np.load(file, mmap_mode="r") for file in files]
 
     def _train(
-        self, nets: Dual, pixels: np.ndarray, texts: np.ndarray, epochs: int, seeds: tuple[int, int], bar: Any
+        self,
+        nets: Dual,
+        pixels: np.ndarray,
+        texts: np.ndarray,
+        epochs: int,
+        seeds: tuple[int, int],
+        bar: Any,
+        meter: Meter,
     ) -> np.ndarray:
-        """(epochs + 1, P): an expert's weights, those of both networks in a row, from its beginning on."""
+        """(epochs + 1, P): an expert's weights, those of both networks in a row, from its beginning on. Raises
+        ValueError where they are not finite."""
         rng = np.random.default_rng(seeds)
         start = nets.draw(torch.Generator().manual_seed(int(rng.integers(2**62))))
         weights = Weights(*(one.to(self.device) for one in start))
@@ -171,9 +183,12 @@ class TrajectoryMatching(Maker):
             for begin in range(0, len(order), self.expert_batch):
                 rows = np.sort(order[begin : begin + self.expert_batch])
                 images, words = self._images(pixels[rows]), self._texts(texts[rows])
-                weights, _ = step(nets, weights, images, words, rates, loss, graph=False)
+                with meter.batch(len(rows)):
+                    weights, _ = step(nets, weights, images, words, rates, loss, graph=False)
                 bar.update()
             trajectory.append(torch.cat(weights))
+        if not trajectory[-1].isfinite().all():
+            raise ValueError(f"an expert diverged; lower selector.expert_rate={self.expert_rate:g}")
         return torch.stack(trajectory).cpu().numpy()
 
     # ------------------------------------------------------------------------------------------------ learning
@@ -196,21 +211,25 @@ class TrajectoryMatching(Maker):
             if name not in frozen
         ]
         optimizer = torch.optim.SGD(groups, momentum=self.momentum)
-        with tqdm(range(self.iterations), desc="matching trajectories", unit="step") as bar:
+        with (
+            metered(device=self.device) as meter,
+            tqdm(range(self.iterations), desc="matching trajectories", unit="step") as bar,
+        ):
             for iteration in bar:
                 drawn = torch.randint(self.start_epochs, (), generator=generator)
                 start, target = self._stretch(nets, experts[iteration % len(experts)], int(drawn))
                 batches = self._batches(tensors, keep, generator)
                 rates = Weights(*tensors["steps"])
-                student = unroll(nets, start, tensors["images"], tensors["texts"], rates, batches)
-                loss = matching_loss(student, start, target)
+                optimizer.zero_grad()
+                with meter.batch(1):
+                    student = unroll(nets, start, tensors["images"], tensors["texts"], rates, batches)
+                    loss = matching_loss(student, start, target)
+                    loss.backward()
                 if not loss.isfinite():
                     raise ValueError(
                         f"the matching loss is {loss.item()} in iteration {iteration}; lower selector.rate_images, "
                         "selector.rate_texts, selector.rate_steps or selector.rate_similarity"
                     )
-                optimizer.zero_grad()
-                loss.backward()
                 optimizer.step()
                 with torch.no_grad():
                     tensors["steps"].clamp_(min=SLOWEST)
@@ -250,11 +269,8 @@ class TrajectoryMatching(Maker):
         if self.learn_text:
             row, cosine = nearest(signals, learned["text_embedding"])
         captions = pool.captions.take(row).to_pylist()
-        names = [f"distilled/{number:06d}.png" for number in range(len(begun))]
+        names, digests = write_pictures(learned["images"], folder)
         uids = [derive_uid(name, caption) for name, caption in zip(names, captions, strict=True)]
-        (folder / "distilled").mkdir(parents=True, exist_ok=True)
-        pixels = np.rint(learned["images"].clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        digests = [_save_png(picture, folder / name) for picture, name in zip(pixels, names, strict=True)]
         order = np.argsort(uids)  # the rows of the pairs
         with atomic_path(folder / "distilled.npz") as temporary, temporary.open("wb") as sink:
             arrays: dict[str, Any] = {k: v if k == "step_sizes" else v[order] for k, v in learned.items()}
@@ -302,12 +318,3 @@ def _save_pictures(pool: Pairs, file: Path, size: int) -> None:
                 pixels[batch["rows"].numpy()] = batch["images"].numpy()
                 bar.update(len(batch["captions"]))
         pixels.flush()
-
-
-def _save_png(picture: np.ndarray, file: Path) -> str:
-    """Write (H, W, 3) uint8; the digest of the file's bytes, as `tldr.data.verdict` measures it."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    with atomic_path(file) as temporary:
-        temporary.write_bytes(buffer.getvalue())
-    return hashlib.blake2b(buffer.getvalue(), digest_size=16).hexdigest()

@@ -10,7 +10,7 @@
 Experts are trained by a plain loop, those of image_text all at once as one batch of matrices: each is seconds of work
 that nobody resumes or watches, and a Trainer for each would take longer to start than to run.
 
-Shapes: K parts, R rows of each to learn from (drawn with replacement where it has fewer), B of a batch, E embedding
+Shapes: K parts, R rows of each to learn from (in turn again where it has fewer), B of a batch, E embedding
 width, n pairs of the client.
 """
 
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tldr.ledger import Meter
 from tldr.nn.convnet import ConvNet
 
 TURNS = 4
@@ -45,6 +46,7 @@ class RotationExperts:
         lr: float = 5e-3,
         channels: int = 16,
         seed: int,
+        meter: Meter,
     ) -> RotationExperts:
         """From the pictures (R, 3, H, H) uint8 of every part; a step sees ``batch_size`` of them in all turns."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +62,8 @@ class RotationExperts:
                 rows = torch.randint(len(pictures), (batch_size,), generator=generator)
                 images, turns = rotations(pictures[rows].to(device))
                 optimizer.zero_grad()
-                F.cross_entropy(network(images), turns).backward()
+                with meter.batch(len(images)):
+                    F.cross_entropy(network(images), turns).backward()
                 optimizer.step()
                 schedule.step()
             networks.append(network.eval())
@@ -99,7 +102,16 @@ class PairExperts:
 
     @classmethod
     def train(
-        cls, image: Tensor, text: Tensor, rows: Tensor, *, steps: int, batch_size: int = 64, lr: float = 3e-3, seed: int
+        cls,
+        image: Tensor,
+        text: Tensor,
+        rows: Tensor,
+        *,
+        steps: int,
+        batch_size: int = 64,
+        lr: float = 3e-3,
+        seed: int,
+        meter: Meter,
     ) -> PairExperts:
         """From the unit embeddings ``image`` and ``text`` (K, R, E) of every part's ``rows`` (K, R), numbers that are
         equal where the pair is the same: a pair is no negative of itself."""
@@ -112,7 +124,8 @@ class PairExperts:
             places = torch.randint(image.shape[1], (parts, batch_size), generator=generator)
             a, b = (torch.take_along_dim(each, places[..., None], 1) for each in (image, text))
             optimizer.zero_grad()
-            _itc(maps, a, b, torch.take_along_dim(rows, places, 1)).sum().backward()
+            with meter.batch(parts * batch_size):
+                _itc(maps, a, b, torch.take_along_dim(rows, places, 1)).sum().backward()
             optimizer.step()
             schedule.step()
         return cls(maps.detach())

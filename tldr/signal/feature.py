@@ -23,6 +23,7 @@ from tldr.signal.store import Signals, gathered
 FEATURES = ("tokens", "mean", "histogram", "raw", "embedding")
 _FLAT = 2048  # widest flat vector that PCA learns from
 _BLOCK = 16_384  # rows that are flat at once
+_FEW = 256  # rows of which all code vectors are there at once
 
 
 def signal_of(feature: str) -> str:
@@ -38,8 +39,9 @@ class Feature:
     def __init__(self, kind: str, signals: Signals, sample: np.ndarray, *, dim: int = 64) -> None:
         self.signal = signals[signal_of(kind)]
         self._raw = self._vectors(kind, signals, dim)
-        rows = self._raw(self.signal.read(sample))
-        self._pca = PCA.fit(rows, 256 if kind == "raw" else dim) if kind not in ("mean", "embedding") else None
+        self._pca = None
+        if kind not in ("mean", "embedding"):
+            self._pca = PCA.fit(self._raw(self.signal.read(sample)), 256 if kind == "raw" else dim)
         self._whiten = kind == "raw"
 
     def _vectors(self, kind: str, signals: Signals, dim: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -47,7 +49,7 @@ class Feature:
             return lambda values: np.asarray(values, dtype=np.float32)
         codebook = signals.constant("codebook")  # (K, D)
         if kind == "mean":
-            return lambda codes: codebook[codes].mean(1)
+            return lambda codes: _mean(codes, codebook)
         if kind == "histogram":
             return lambda codes: _histogram(codes, len(codebook))
         # 196 tokens of width 768 are too wide to be decorrelated at once: shorten the codes first, by their own PCA.
@@ -70,6 +72,12 @@ class Feature:
         """The feature of every row of the pool, part by part."""
         for chunk in self.signal.chunks():
             yield self(chunk)
+
+
+def _mean(codes: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """(n, D), few rows at a time: all tokens of a part of the pool would be gigabytes."""
+    blocks = np.split(codes, range(_FEW, len(codes), _FEW))
+    return np.concatenate([codebook[block].mean(1) for block in blocks])
 
 
 def _histogram(codes: np.ndarray, size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from tldr.signal.store import Signal, Signals
 
 MAIN = ""  # the name of the scorer whose signals have no prefix
+WRITER = "writer"  # of the captioner that writes for refiners, where it is another
 
 
 def scorers_of(needs: Iterable[str]) -> list[str]:

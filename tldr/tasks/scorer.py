@@ -165,10 +165,13 @@ class Scorers:
                 raise ValueError(f"no scorer is called {name!r}: add it to scorers, beside {', '.join(recipes)}")
             recipe = {"checkpoint": None, **recipes[name]}
             recipe["training"] = {**training, **recipe.get("training", {})}
+            own = {**options}
+            if (seed := recipe["training"].pop("seed", None)) is not None:
+                own["seed"] = seed
             watch = callbacks if name == MAIN else ()
             if name in asked:
                 recipe["model"] = partial(recipe["model"].func, **{**recipe["model"].keywords, **asked[name]})
-            model, files[name] = find_scorer(pool, **recipe, **options, callbacks=watch, name=name)
+            model, files[name] = find_scorer(pool, **recipe, **own, callbacks=watch, name=name)
             for key, value in asked.get(name, {}).items():
                 if (has := getattr(model, key)) != value:
                     raise ValueError(

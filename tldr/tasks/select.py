@@ -37,8 +37,8 @@ from tldr.report.tracking import (
     log_selection,
     use_pairs_artifact,
 )
-from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
-from tldr.signal.panel import MAIN, scorers_of
+from tldr.selector.base import Maker, Selection, Selector, Target, check_compression, keep_count
+from tldr.signal.panel import MAIN, WRITER, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import HOW_FAST, Scorers, pick_device, refuse_several
@@ -46,8 +46,8 @@ from tldr.tasks.writer import CaptionWriter
 
 # Of the configuration, what says which pairs are kept, and with what captions.
 _DECISIVE = (
-    "data", "selector", "refiner", "model", "checkpoint", "scorers", "training", "trainer", "generation", "batch_size",
-    "verify", "max_bad_fraction",
+    "data", "selector", "refiner", "model", "checkpoint", "writer", "scorers", "training", "trainer", "generation",
+    "batch_size", "verify", "max_bad_fraction",
 )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def run(
     out: str | Path,
     cache: str | Path,
     checkpoint: str | None = None,
+    writer: str | None = None,
     scorers: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any],
     generation: Mapping[str, Any],
@@ -84,14 +85,18 @@ def run(
 
     ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner
     needs one; ``scorers`` has the same of others by the names that selectors call them (`tldr.signal.panel`), each a
-    ``model``, and perhaps ``checkpoint`` and what differs in ``training``. ``names`` says what the parts are called in
-    the configuration: data, selector, refiner. ``engine`` has signals and captions computed, by several processes or
-    machines if it is asked to. With ``explain``, print what the finished selection in ``out`` tells of
+    ``model``, and perhaps ``checkpoint`` and what differs in ``training``. ``writer`` is the checkpoint of a captioner
+    whose captions the refiner takes (the paper's step 4), None: the scorer's own. ``names`` says what the parts are
+    called in the configuration: data, selector, refiner. ``engine`` has signals and captions computed, by several
+    processes or machines if it is asked to. With ``explain``, print what the finished selection in ``out`` tells of
     these uids, and return it."""
     if explain is not None:
         print(explained(out, explain, cache=cache))
         return Pairs.open(out)
+    check_compression(compression)
     refuse_several(trainer)
+    if writer and not refiner.needs_writer:
+        raise ValueError(f"writer={writer} writes captions for a refiner: add refiner=append, replace, best or capfilt")
     folder, cache, ledger = Path(out), Path(cache), Ledger()
     folder.mkdir(parents=True, exist_ok=True)
     identity = {"names": dict(names), "compression": compression, "seed": seed}
@@ -102,21 +107,26 @@ def run(
 
     found = open_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder, ledger=ledger)
     pool = found.pairs
-    keep_count(len(pool), compression)  # an impossible one should not cost a scorer's training first
+    keep_count(len(pool), compression)  # none left should not cost a scorer's training first
     selector.check(pool)
 
-    signals, target, writer = None, None, None
-    writes = refiner.needs_writer or selector.needs_writer
+    signals, target = None, None
+    by = WRITER if writer else MAIN  # who writes for the refiner
+    writing = ({by} if refiner.needs_writer else set()) | ({MAIN} if selector.needs_writer else set())
     extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine, "device": pick_device(device)}
     judges = Scorers.find(
-        pool, {*scorers_of((*selector.needs, *refiner.needs)), *([MAIN] if writes else [])},
-        {MAIN: {"model": model, "checkpoint": checkpoint}, **(scorers or {})}, extraction=extraction,
+        pool, {*scorers_of((*selector.needs, *refiner.needs)), *writing},
+        {MAIN: {"model": model, "checkpoint": checkpoint}, WRITER: {"model": model, "checkpoint": writer},
+         **(scorers or {})}, extraction=extraction,
         training=training, asked=selector.scorer_options, trainer=trainer, seed=seed, cache=cache, ledger=ledger,
         logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip
     provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
-    if writes:  # first: a scorer that cannot write should not cost an extraction
-        writer = CaptionWriter(judges.models, **extraction, cache=cache, seed=seed, generation=generation)
+    writers = {  # first: a scorer that cannot write should not cost an extraction
+        name: CaptionWriter({**judges.models, MAIN: judges.models[name]}, **extraction, cache=cache, seed=seed,
+                            generation=generation)
+        for name in writing
+    }  # fmt: skip
     if selector.needs:
         signals = judges.signals(pool, selector.needs)
         found, signals = _without_undecodable(found, signals, folder, cache, max_bad_fraction)
@@ -136,7 +146,7 @@ def run(
     keep = keep_count(len(pool), compression)
     provenance |= {"pool": pool.hash, **identity, "version": tldr.__version__}
     with ledger.stage("select") as stage:
-        options = {"keep": keep, "seed": seed, "target": target, "writer": writer}
+        options = {"keep": keep, "seed": seed, "target": target, "writer": writers.get(MAIN)}
         if isinstance(selector, Maker):
             made = selector(pool, signals, **options, folder=folder)
             selection = Selection(np.empty(0, np.int64), made.reasons)
@@ -144,13 +154,13 @@ def run(
         else:
             selection = selector(pool, signals, **options)
             subset = pool.take(selection.rows, provenance=provenance)
-        if writer:
-            writer.charge(stage)
+        if selector.needs_writer:
+            writers[MAIN].charge(stage)
     if refiner.writes:
         with ledger.stage("refine") as stage:
-            subset, stage.images = refiner(subset, writer), len(subset)
-            if writer:
-                writer.charge(stage)
+            subset, stage.images = refiner(subset, writers.get(by)), len(subset)
+            if refiner.needs_writer:
+                writers[by].charge(stage)
 
     decisions = selection.decisions(pool)
     written = _write(folder, subset, decisions, provenance | {"hash": subset.hash, "config": config}, exports)

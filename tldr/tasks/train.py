@@ -15,6 +15,11 @@ import tldr
 from tldr.atomic import write_json
 from tldr.data.base import Reader
 from tldr.data.pool import Verify
+from tldr.evaluator.captioning import Captioning
+from tldr.evaluator.classification import Classification
+from tldr.evaluator.nlvr2 import Nlvr2
+from tldr.evaluator.retrieval import Retrieval
+from tldr.evaluator.vqa import Vqa
 from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs, home_of
@@ -23,6 +28,21 @@ from tldr.tasks.fit import fit
 from tldr.tasks.pool import open_pool
 from tldr.tasks.resume import find_finished, identity_of
 from tldr.tasks.steps import plain_name
+
+TASKS = {  # what to measure a model by: the first that it can do
+    "retrieval": Retrieval, "captioning": Captioning, "nlvr2": Nlvr2, "vqa": Vqa, "classification": Classification,
+}  # fmt: skip
+EVALUATION = {"shapes": "shapes_eval", "cifar_scenes": "cifar_scenes_eval", "cifar10": "cifar10"}  # of the data
+
+
+class ExportCheck(L.Callback):
+    """Refuses a model that cannot be exported before its first step: as it was built, what it began from included."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Raises ValueError in the words of the export."""
+        from tldr.hub.checkpoint import check_export  # here: who does not ask for it needs no transformers
+
+        check_export(pl_module)
 
 
 def run(
@@ -57,8 +77,8 @@ def run(
     """Train on ``pairs`` (a folder of `select.py`'s), or on the pool that ``data`` reads; return the checkpoint.
 
     `tldr.tasks.fit` tells what the options do. ``export`` also writes a Hugging Face folder: True into ``huggingface``
-    beside the checkpoint, or where it says. With ``resume``, a run that was killed goes on, and one that has ended
-    is left alone.
+    beside the checkpoint, or where it says; raises ValueError, before it trains, for a model that cannot be exported.
+    With ``resume``, a run that was killed goes on, and one that has ended is left alone.
     """
     home, folder = folders(names, pairs=pairs, out=out, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +102,16 @@ def run(
     used = Path(cache, "pools", subset.hash) if pairs is None else home
     use_pairs_artifact(experiment, subset, used, name=artifact_name(subset), type="subset" if pairs else "pool")
 
+    callbacks: list[L.Callback] = [ExportCheck()] if export else []
+    if hasattr(model.func, "generate"):
+        callbacks.append(CaptionTable(every_n_steps=caption_table_every))
     with ledger.stage("train") as stage:
         module, checkpoint = fit(
             subset, model=model, trainer=trainer, folder=folder, max_steps=max_steps, batch_size=batch_size, seed=seed,
             augment=augment, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size,
             image_size=image_size, init_from=init_from, ema=ema, compile=compile,
             resume=resume, checkpoint_every=checkpoint_every, identity=identity, logger=tracker,
-            callbacks=[CaptionTable(every_n_steps=caption_table_every)] if hasattr(model.func, "generate") else [],
-            stage=stage,
+            callbacks=callbacks, stage=stage,
         )  # fmt: skip
     if getattr(rank_zero_only, "rank", 0) != 0:  # the first process tells
         return checkpoint
@@ -105,7 +127,7 @@ def run(
     print(f"wrote {checkpoint}")
     if export:
         write_export(module, folder, export)
-    print(f"next: python evaluate.py checkpoint={folder} evaluator=retrieval data=...")
+    print(f"next: {next_command(module, folder, subset)}")
     return checkpoint
 
 
@@ -116,6 +138,15 @@ def folders(
     home = Path("outputs", names["data"], "full") if pairs is None else home_of(pairs)
     run = f"{names.get('experiment') or names['model']}-s{seed}"
     return home, Path(out) if out else home / run / plain_name(names.get("overrides") or "")
+
+
+def next_command(module: Model, folder: Path, pairs: Pairs) -> str:
+    """How to measure the model: by the first of `TASKS` that it can do, on the evaluation data that belong to the
+    ``pairs`` it was trained on, where we have such (a selection knows what data it is of)."""
+    task = next((name for name, kind in TASKS.items() if not kind().lacks(module)), "...")
+    told = pairs.provenance.get("names", pairs.provenance)  # a selection's, or a pool's own
+    data = EVALUATION.get(told.get("data"), "...")
+    return f"python evaluate.py checkpoint={folder} evaluator={task} data={data}"
 
 
 def write_export(module: Model, folder: Path, export: bool | str | Path) -> None:

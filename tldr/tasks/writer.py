@@ -56,6 +56,11 @@ class CaptionWriter:
         self.spent = Stage("writer")  # since `charge` was asked last
         self.accelerators: set[str] = set()
 
+    @property
+    def varies(self) -> bool:
+        """Does another ``draw`` write other captions?"""
+        return self.generation.get("strategy", "nucleus") == "nucleus"
+
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
         """A caption for each pair's picture; it depends on the seed, the size of batches and on ``draw`` alone."""
         recipe = [pairs.seen, self.model, self.generation, self.seed, self.loading["batch_size"], draw]
@@ -86,10 +91,10 @@ class CaptionWriter:
         return np.concatenate([found[number] for number in parts])
 
     def charge(self, stage: Stage) -> None:
-        """Write into the ledger's ``stage`` what was spent since this was asked last, now or when captions that were
-        found were written."""
-        stage.flops, stage.devices = self.spent.flops, len(self.accelerators)
-        stage.found_seconds, stage.found_flops = self.spent.found_seconds, self.spent.found_flops
+        """Add to the ledger's ``stage`` what was spent since this was asked last, now or when captions that were found
+        were written."""
+        stage.flops, stage.devices = stage.flops + self.spent.flops, max(stage.devices, len(self.accelerators))
+        stage.add_found({"seconds": self.spent.found_seconds, "flops": self.spent.found_flops})
         self.spent = Stage("writer")
         self.accelerators.clear()
 
