@@ -94,8 +94,8 @@ def test_the_attention_of_cpus_counts():
 
 
 def test_what_a_selector_trains_is_charged_to_its_stage_also_when_it_is_found(tmp_path):
-    def product() -> None:
-        torch.ones(4, 8) @ torch.ones(8, 5)
+    def product() -> torch.Tensor:
+        return torch.ones(4, 8) @ torch.ones(8, 5)
 
     ledger, one = Ledger(), 2 * 4 * 8 * 5
     with ledger.stage("select"), metered(tmp_path) as meter:
@@ -113,7 +113,7 @@ def test_what_a_selector_trains_is_charged_to_its_stage_also_when_it_is_found(tm
     assert (made.flops, made.found_flops, made.made_flops) == (one, 0, one)
     assert (more.flops, more.found_flops, more.made_flops) == (one, one, 2 * one)
     assert (found.flops, found.found_flops, found.made_flops) == (0, 2 * one, 2 * one)
-    assert found.made_seconds >= found.found_seconds >= 0.02
+    assert found.found_seconds >= 0.02
     with metered() as meter, meter.batch(4):  # outside of a stage nobody is charged
         product()
     assert meter.flops == one
@@ -127,7 +127,8 @@ def test_a_gradient_inside_a_backward_pass_is_counted():
             return (x @ x.T).sum()
 
         @staticmethod
-        def backward(ctx, slope):
+        def backward(ctx, *slopes):
+            (slope,) = slopes
             (x,) = (each.detach().requires_grad_() for each in ctx.saved_tensors)
             with torch.enable_grad():
                 return slope * torch.autograd.grad((x @ x.T).sum(), x)[0]
