@@ -99,7 +99,7 @@ def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> 
         stage.flops += meter.flops
         stage.devices = max(stage.devices, int(torch.device(device).type != "cpu"))
     if home is not None:
-        before = _told(home)
+        before = cost_of(home)
         took = time.perf_counter() - start
         cost = {"seconds": round(took + before["seconds"], 3), "flops": meter.flops + before["flops"]}
         write_json(home / COST, cost)
@@ -108,10 +108,11 @@ def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> 
 def charge_found(home: Path) -> None:
     """An earlier run's result in ``home`` is used: the stage that is open is told what that took, as far as known."""
     if (stage := _open.get(None)) is not None:
-        stage.add_found(_told(home))
+        stage.add_found(cost_of(home))
 
 
-def _told(home: Path) -> dict[str, float]:
+def cost_of(home: Path) -> dict[str, float]:
+    """The ``seconds`` and ``flops`` that a result in ``home`` took; zeros where nobody wrote them down."""
     file = home / COST
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"seconds": 0.0, "flops": 0.0}
 

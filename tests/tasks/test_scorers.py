@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from tldr.model.base import load_model
@@ -62,7 +63,9 @@ def test_steps_share_what_their_scorers_say(command, project):
     assert {reason.partition(":")[0] for reason in reasons} == {"semdedup", "clip_score"}
 
 
-def test_the_classifier_learns_the_labels_that_the_selector_names(command, project):
+@pytest.fixture
+def labelled(project) -> str:
+    """The override that reads 40 pictures, half of them red and half blue, and of either first or second half."""
     names, rng = ["red", "blue"], np.random.default_rng(0)
     records = []
     for i in range(40):
@@ -71,7 +74,11 @@ def test_the_classifier_learns_the_labels_that_the_selector_names(command, proje
         Image.fromarray(pixels).save(project / f"{i}.png")
         records.append({"image": f"{i}.png", "caption": f"picture {i}", "colour": names[i % 2], "half": str(i // 20)})
     (project / "a.json").write_text(json.dumps(records))
-    line = f"python select.py data=json data.annotations=a.json selector=data_pruning selector.score=el2n {QUICK}"
+    return "data=json data.annotations=a.json"
+
+
+def test_the_classifier_learns_the_labels_that_the_selector_names(command, project, labelled):
+    line = f"python select.py {labelled} selector=data_pruning selector.score=el2n {QUICK}"
     line += " training.max_steps=30 training.batch_size=16"
     command(f"{line} selector.labels=colour out=kept")
     reasons = pq.read_table(project / "kept" / "decisions.parquet")["reason"].to_pylist()
@@ -139,18 +146,11 @@ def test_another_captioner_writes_for_the_refiner(command, project):
     assert "reading shapes" not in said
 
 
-def test_labelled_pictures_are_distilled(command, project):
-    names, rng = ["red", "blue"], np.random.default_rng(0)
-    records = []
-    for i in range(40):
-        pixels = rng.integers(0, 60, (8, 8, 3), np.uint8)
-        pixels[..., 2 * (i % 2)] = 250
-        Image.fromarray(pixels).save(project / f"{i}.png")
-        records.append({"image": f"{i}.png", "caption": f"picture {i}", "colour": names[i % 2]})
-    (project / "a.json").write_text(json.dumps(records))
+def test_labelled_pictures_are_distilled(command, project, labelled):
     small = "selector.labels=colour selector.steps=2 selector.iterations=2 selector.networks=1 selector.image_size=16"
-    line = f"python select.py data=json data.annotations=a.json selector=dataset_distillation compression=0.9 {small}"
-    said = command(f"{line} out=made logger=none")
+    said = command(
+        f"python select.py {labelled} selector=dataset_distillation compression=0.9 {small} out=made logger=none"
+    )
     assert "made 4 of 40 pairs" in said
     assert sorted(Pairs.open(project / "made").column("colour")) == ["blue", "blue", "red", "red"]
     (select,) = (s for s in json.loads((project / "made" / "ledger.json").read_text()) if s["name"] == "select")

@@ -42,7 +42,7 @@ class Decisions:
     def cluster(self) -> np.ndarray | None:
         """(N,) cluster of every pair, or None where the method has none, or a single one, which tells nobody apart."""
         cluster = self.table["cluster"].to_numpy()
-        return cluster if len(cluster) and cluster.max() > max(0, cluster.min()) else None
+        return cluster if len(np.unique(cluster[cluster >= 0])) > 1 else None
 
     def reason(self, row: int) -> str:
         """Why this pair was kept or dropped."""

@@ -17,7 +17,7 @@ from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 
 from tldr.engine import Engine
-from tldr.ledger import COST, Ledger
+from tldr.ledger import Ledger, cost_of
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
 from tldr.signal.extract import fingerprint
@@ -125,8 +125,7 @@ def score(
         missing = signals.missing()
         stage.cached = not missing
         for number in set(range(signals.parts)).difference(missing) if missing else ():
-            if (file := signals.part(number) / COST).is_file():
-                stage.add_found(json.loads(file.read_text(encoding="utf-8")))
+            stage.add_found(cost_of(signals.part(number)))
         task = Scoring.of(model, pool, cache, folder=folder.resolve(), **loading)
         tallies = task.run(engine, missing, device=device, title="extracting signals")
         stage.images, stage.flops = sum(tally.rows for tally in tallies), sum(tally.flops for tally in tallies)
@@ -165,9 +164,8 @@ class Scorers:
                 raise ValueError(f"no scorer is called {name!r}: add it to scorers, beside {', '.join(recipes)}")
             recipe = {"checkpoint": None, **recipes[name]}
             recipe["training"] = {**training, **recipe.get("training", {})}
-            own = {**options}
-            if (seed := recipe["training"].pop("seed", None)) is not None:
-                own["seed"] = seed
+            seed = recipe["training"].pop("seed", None)
+            own = options if seed is None else {**options, "seed": seed}
             watch = callbacks if name == MAIN else ()
             if name in asked:
                 recipe["model"] = partial(recipe["model"].func, **{**recipe["model"].keywords, **asked[name]})
