@@ -188,6 +188,26 @@ def test_the_comparisons_compose_for_photographs(parts, experiment, tmp_path, te
             assert (target.root, target.split) == (given["data"].root, "dev")
 
 
+def test_pairs_that_are_made_have_rows_as_any_others(benchmark, tmp_path, parts):
+    """As the comparison of them asks; nobody knows which captions of theirs are wrong."""
+    cfg = comparison("shapes", "distilled")
+    runs = parts["_plan"].plan(cfg, ROOT / "conf")
+    made = {run.method.name for run in runs if run.method.selector in MAKERS}
+    assert made == {"trajectory_matching", "lors", "kept_captions"}
+    assert {run.seed for run in runs} == {0, 1, 2}
+    tiny = '["selector.similarity=lors","selector.experts=1","selector.iterations=2","selector.image_size=8"]'
+    asked = f"[{{name: lors, selector: trajectory_matching, overrides: {tiny}}}]"
+    benchmark(
+        "reduction", *SETTINGS, f"selectors={asked}", "controls=[random]", "seeds=[0]",
+        'overrides.select=["scorers.clip.training.max_steps=2"]',
+    )  # fmt: skip
+    rows = {row["selector"]: row for row in pl.read_parquet(tmp_path / "out" / "rows.parquet").to_dicts()}
+    assert rows["lors"]["pairs"] == rows["random"]["pairs"] == 60
+    assert rows["lors"]["flops_select"] > 0
+    assert rows["lors"]["mismatched"] is None
+    assert rows["random"]["mismatched"] == pytest.approx(0.4, abs=0.15)
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "docs/rows").glob("*.csv")), ids=lambda file: file.stem)
 def test_published_rows_are_those_of_the_comparisons(parts, file):
     """Else they would be measured again in silence: a change of what decides a run asks for new rows."""
