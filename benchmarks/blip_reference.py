@@ -107,6 +107,7 @@ def compare(modules: tuple[Any, Any], alpha: float) -> dict[str, Any]:
 
 def race(modules: tuple[Any, Any], shape: str, words: int, given: argparse.Namespace) -> dict[str, Any]:
     """Images/s of a whole step of either, in turns."""
+    print(f"measuring steps of {shape}, captions of {words} words", flush=True)
     width, depth, pixels, pairs = map(int, shape.split("x"))
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     torch.manual_seed(0)

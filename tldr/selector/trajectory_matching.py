@@ -84,7 +84,7 @@ class TrajectoryMatching(Maker):
         similarity: str = "identity",
         rank: int = 10,
         alpha: float = 3.0,
-        rate_similarity: float = 10.0,
+        rate_similarity: float = 1.0,
         device: str = "auto",
     ) -> None:
         one_of(SIMILARITIES, similarity=similarity)
