@@ -112,10 +112,10 @@ def modules_of(source: Path) -> tuple[Any, Any]:
     parents = ("fairscale", "fairscale.nn", "fairscale.nn.checkpoint")
     stand_ins: dict[str, Any] = {name: types.ModuleType(name) for name in parents}
     stand_ins[checkpointing.__name__] = checkpointing
+    sys.modules.update(stand_ins)
     sys.path.insert(0, str(source.resolve()))
     try:
         with (
-            patch.dict(sys.modules, stand_ins),
             patch.multiple(
                 utils,
                 create=True,
@@ -130,6 +130,8 @@ def modules_of(source: Path) -> tuple[Any, Any]:
             return importlib.import_module("models.blip_pretrain"), importlib.import_module("models.vit")
     finally:
         sys.path.remove(str(source.resolve()))
+        for name in stand_ins:
+            del sys.modules[name]
 
 
 def theirs_of(ours: Blip, modules: tuple[Any, Any]) -> Any:
