@@ -155,12 +155,7 @@ def theirs_of(ours: Blip, modules: tuple[Any, Any]) -> Any:
         file.write_text(json.dumps(settings), encoding="utf-8")
         sizes = {"image_size": ours.image_size, "embed_dim": ours.queue.image.shape[1], "queue_size": ours.queue.size}
         made = code.BLIP_Pretrain(med_config=str(file), vit="", momentum=ours.momentum, **sizes)
-    state = by_their_names(ours.state_dict(), depth)
-    teacher = {f"encoders.{name}": value for name, value in ours.teacher.state_dict().items()}
-    for name, value in by_their_names(teacher, depth).items():
-        part, _, rest = name.partition(".")
-        if part != "text_decoder":
-            state[f"{part}_m.{rest}"] = value
+    state = by_their_names(ours.state_dict(), depth) | teacher_by_their_names(ours, depth)
     state |= {"image_queue": ours.queue.image.T, "text_queue": ours.queue.text.T, "temp": ours.temperature.detach()[0]}
     found = made.load_state_dict(state, strict=False)
     strange = [*found.unexpected_keys, *(name for name in found.missing_keys if not name.endswith(UNNAMED))]
@@ -178,3 +173,10 @@ def by_their_names(ours: Mapping[str, Tensor], depth: int) -> naming.State:
         named = {name if name in ours else f"encoders.text.{name}": other for name, other in table.items()}
         found |= naming.untranslate(ours, {name: other for name, other in named.items() if name in ours})
     return found
+
+
+def teacher_by_their_names(ours: Blip, depth: int) -> naming.State:
+    """Its weights: each part's name ends in ``_m``, and there is no decoder."""
+    weights = {f"encoders.{name}": value for name, value in ours.teacher.state_dict().items()}
+    found = by_their_names(weights, depth).items()
+    return {name.replace(".", "_m.", 1): value for name, value in found if not name.startswith("text_decoder.")}

@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from _blip_code import UNNAMED, by_their_names, modules_of, theirs_of
+from _blip_code import by_their_names, modules_of, teacher_by_their_names, theirs_of
 from _results import markdown
 from torch import Tensor, nn
 from train_step import Step, batch_of, machine, seconds, vocabulary
@@ -34,6 +34,7 @@ EMBED_DIM = 256
 SMALL = (64, 3, 48, 12)  # width, depth, pixels and pairs that losses are compared at
 ALPHAS = (0.0, 0.4)
 AFTER = ("gradients", "teacher", "queue")
+ADAMW: dict[str, Any] = {"lr": 3e-4, "weight_decay": 0.05}
 
 
 def ours_of(width: int, depth: int, pixels: int, *, queue: int) -> Blip:
@@ -41,9 +42,8 @@ def ours_of(width: int, depth: int, pixels: int, *, queue: int) -> Blip:
     heads = width // 64 if width % 64 == 0 else width // 32
     image = {"backbone": "vit", "image_size": pixels, "width": width, "depth": depth, "heads": heads}
     text = {"width": width, "depth": depth, "heads": heads, "max_length": LONGEST}
-    optimizer = {"lr": 3e-4, "weight_decay": 0.05}
-    given: dict[str, Any] = {"embed_dim": EMBED_DIM, "queue_size": queue, "alpha_ramp": 0.0}
-    return Blip(tokenizer=vocabulary().json, image=image, text=text, optimizer=optimizer, **given)
+    towers: dict[str, Any] = {"image": image, "text": text, "embed_dim": EMBED_DIM}
+    return Blip(tokenizer=vocabulary().json, **towers, optimizer=ADAMW, queue_size=queue, alpha_ramp=0.0)
 
 
 def normalised(ours: Blip, images: Tensor) -> Tensor:
@@ -90,14 +90,12 @@ def compare(modules: tuple[Any, Any], alpha: float) -> dict[str, Any]:
     reached = {name: weight.grad for name, weight in ours.named_parameters() if weight.grad is not None}
     gradients = {name: weight.grad for name, weight in theirs.named_parameters() if weight.grad is not None}
     gradients = {name: g for name, g in gradients.items() if not name.endswith(".key.bias")}  # but for rounding, zero
-    teacher = by_their_names({f"encoders.{name}": value for name, value in ours.teacher.state_dict().items()}, depth)
-    followed = {name.replace("_m.", ".", 1): value for name, value in theirs.state_dict().items() if "_m." in name}
-    followed = {name: value for name, value in followed.items() if not name.endswith(UNNAMED)}
+    teacher, state = teacher_by_their_names(ours, depth), theirs.state_dict()
     return {
         "alpha": alpha,
         "losses": {name: (mine[name].item(), their[name].item()) for name in mine},
         "gradients": apart(by_their_names(reached, depth) | {"temp": reached["temperature"]}, gradients),
-        "teacher": apart(teacher, followed),
+        "teacher": apart(teacher, {name: state[name] for name in teacher}),
         "queue": apart(
             {"image": ours.queue.image.T, "text": ours.queue.text.T},
             {"image": theirs.image_queue, "text": theirs.text_queue},
@@ -116,7 +114,7 @@ def race(modules: tuple[Any, Any], shape: str, words: int, given: argparse.Names
     theirs = theirs_of(ours, modules).to(device).train()
     batch = batch_of(pairs, pixels, device, words=words)
     step = Step(ours.to(device), batch, dtype, device)
-    optimizer = torch.optim.AdamW(theirs.parameters(), lr=3e-4, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(theirs.parameters(), **ADAMW)
 
     def their_step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -165,9 +163,9 @@ def main(arguments: list[str] | None = None) -> None:
     modules = modules_of(given.source)
     parity = [compare(modules, alpha) for alpha in ALPHAS]
     speed = [race(modules, shape, words, given) for shape in given.shapes for words in given.words]
-    print(f"{machine(torch.device(given.device))}, {given.dtype}\n\n{told(parity, speed)}")
+    about = {"machine": machine(torch.device(given.device)), "dtype": given.dtype, "torch": torch.__version__}
+    print(f"{about['machine']}, {given.dtype}\n\n{told(parity, speed)}")
     if given.out:
-        about = {"machine": machine(torch.device(given.device)), "dtype": given.dtype, "torch": torch.__version__}
         write_json(given.out, {**about, "parity": parity, "speed": speed})
 
 

@@ -1,24 +1,17 @@
 """Ours and the published BLIP lie beside each other, where a clone of it is at hand (``$TLDR_TEST_DATA/BLIP``)."""
 
-import importlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-HERE = Path(__file__).parents[2] / "benchmarks"
 CLONE = Path(os.environ.get("TLDR_TEST_DATA", "no data")) / "BLIP"
 
 
 @pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(HERE))
-    try:
-        return importlib.import_module("blip_reference")
-    finally:
-        sys.path.remove(str(HERE))
+def bench(module):
+    return module("blip_reference")
 
 
 def test_what_is_no_clone_is_refused(bench, tmp_path):
@@ -40,9 +33,9 @@ def test_every_weight_has_a_name_there(bench):
     assert there["visual_encoder.blocks.1.attn.qkv.weight"].shape == (192, 64)
 
 
-def test_captions_are_padded_as_theirs_are(bench):
+def test_captions_are_padded_as_theirs_are(bench, module):
     ours = bench.ours_of(64, 1, 32, queue=4).tokenizer
-    padding = sys.modules["_blip_code"].Padding(ours)
+    padding = module("_blip_code").Padding(ours)
     found = padding(["a dog", "the small red dog"], max_length=30, truncation=True)
     assert found.input_ids.shape == found.attention_mask.shape == (2, 30)
     assert found.attention_mask.sum(1).tolist() == [4, 6]

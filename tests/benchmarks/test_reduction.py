@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +91,10 @@ def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts(module):
     """The benchmark's own modules."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        yield {
-            name: importlib.import_module(name) for name in ("_command", "_plan", "_controls", "_tables", "reduction")
-        }
-    finally:
-        GlobalHydra.instance().clear()
-        sys.path.remove(str(ROOT / "benchmarks"))
+    yield {name: module(name) for name in ("_command", "_plan", "_controls", "_tables", "reduction")}
+    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

@@ -1,24 +1,14 @@
 """The benchmark runs, counts what the mathematics says, and skips what a device cannot hold."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "train_step.py"
-
 
 @pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("train_step", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["train_step"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def bench(module):
+    return module("train_step")
 
 
 def test_a_row_for_every_model(bench, tmp_path, capsys):
