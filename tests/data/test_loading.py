@@ -279,3 +279,37 @@ def test_processes_share_every_batch(tiny_pool):
     data.load_state_dict({"taken": 3, "ranks": 2})
     with pytest.raises(ValueError, match="interrupted with 2 processes and cannot go on with 1"):
         data.train_dataloader()
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_an_epoch_shows_every_group_for_its_share(balance):
+    groups = np.array([0, 1, 2, 3, 3, 3, 3, 3, 3, 4, 4, 5])
+    drawn = ShuffledBatches(12, 12, seed=1, groups=groups, balance=balance)
+    orders = np.stack([drawn.order(epoch) for epoch in range(600)])
+    shown = np.stack([np.bincount(groups[order], minlength=6) for order in orders])
+    shares = np.bincount(groups) ** (1 - balance)
+    shares *= 12 / shares.sum()
+    assert (np.abs(shown - shares) < 1).all()  # rounded up or down
+    np.testing.assert_allclose(shown.mean(0), shares, atol=0.1)
+    once = np.bincount(orders.ravel(), minlength=12)[3:9]
+    assert once.min() > 0.6 * once.max()  # the rows of a group take turns
+    assert len({tuple(order) for order in orders.tolist()}) == 600
+    assert (drawn.order(3) == orders[3]).all()
+    alone = ShuffledBatches(12, 12, seed=1, groups=np.arange(12), balance=balance)
+    assert sorted(alone.order(0)) == list(range(12))
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_captions_that_repeat_are_drawn_less(tmp_path, picture, balance):
+    picture(tmp_path / "a.png")
+    captions = ["the same"] * 64 + [f"caption {i}" for i in range(64)]
+    rows = {"uid": [f"{i:03d}" for i in range(128)], "image": ["a.png"] * 128, "caption": captions}
+    pairs = Pairs.build(rows, root=tmp_path)
+    data = PairsData(pairs, image_size=8, batch_size=32, balance=balance)
+    drawn = np.array(epochs(data, 100))
+    copies = 64 ** (1 - balance)
+    assert (drawn < 64).mean() == pytest.approx(copies / (copies + 64), rel=0.1)
+    assert len(set(drawn.ravel())) > 120
+    assert epochs(PairsData(pairs, image_size=8, batch_size=32, balance=balance), 2) == drawn[:2].tolist()
+    with pytest.raises(ValueError, match=r"balance=-1; 0 draws all pairs alike"):
+        PairsData(pairs, image_size=8, batch_size=32, balance=-1)

@@ -68,7 +68,8 @@ def test_a_killed_rendering_is_done_again(tmp_path):
 
 def test_every_argument_makes_another_set(tmp_path):
     base = {"size": 20, "image_size": 16}
-    changes = [{}, {"seed": 1}, {"size": 21}, {"image_size": 32}, {"mismatched": 0.1}, {"duplicates": 0.1}]
+    changes = [{}, {"seed": 1}, {"size": 21}, {"image_size": 32}, {"mismatched": 0.1}, {"duplicates": 0.1},
+               {"copies": 0.5}]  # fmt: skip
     readers = [Shapes(tmp_path, **(base | change)) for change in changes]
     readers.append(Shapes(tmp_path, split="eval", eval_images=4, image_size=16))
     assert len({reader.root for reader in readers}) == len(readers)
@@ -84,6 +85,22 @@ def test_the_planted_shares_are_exact(rows):
     assert rows["truth_mismatched"].sum() == 90
     assert rows["truth_duplicate"].sum() == 105
     assert rows["image"].n_unique() == SIZE
+
+
+@pytest.mark.parametrize("copies", [0.5, 1.0])
+def test_copies_repeat_the_first_caption_right_or_wrong(tmp_path, copies):
+    reader = Shapes(tmp_path, size=SIZE, image_size=16, mismatched=0.3, duplicates=0.6, copies=copies)
+    rows = pl.DataFrame([{"caption": row.caption, **row.extra} for row in reader.rows() if isinstance(row, Row)])
+    first = rows.filter(~pl.col("truth_duplicate"))
+    again = rows.filter("truth_duplicate").join(first, on="truth_scene", suffix="_first")
+    assert len(again) == 180
+    same = again.filter(pl.col("caption") == pl.col("caption_first"))
+    # Captions of their own, of the same scene, seldom coincide.
+    assert 180 * copies <= len(same) <= 180 * copies + 20
+    assert (same["truth_mismatched"] == same["truth_mismatched_first"]).mean() > 0.95
+    assert same["truth_mismatched"].n_unique() == 2
+    if copies == 1:
+        assert first["truth_mismatched"].sum() == 36  # a share of the pairs that are no copies
 
 
 def test_a_few_scenes_are_repeated_often_and_most_never(rows):
@@ -229,6 +246,7 @@ def test_errors_name_the_argument(tmp_path):
         ({"split": "test"}, r"data\.split='test'; shapes has train, eval, nlvr2_train"),
         ({"mismatched": 1.0}, r"data\.mismatched=1\.0"),
         ({"duplicates": -0.1}, r"data\.duplicates=-0\.1"),
+        ({"copies": 1.5}, r"data\.copies=1\.5; it is a share of the redundant pairs"),
         ({"size": 1}, r"data\.size=1 .* fewer than two distinct scenes"),
         ({"size": 10, "duplicates": 0.95}, r"data\.size=10 with data\.duplicates=0\.95"),
     ]:

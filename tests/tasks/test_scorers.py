@@ -171,5 +171,6 @@ def test_a_scorer_of_another_trainer_is_another_scorer(command, project):
     assert "training Clip" in command(f"{line} out=one")
     assert "training Clip" not in command(f"{line} out=two training.num_workers=1")
     assert "training Clip" in command(f"{line} out=three trainer.gradient_clip_val=0.01")
+    assert "training Clip" in command(f"{line} out=four training.balance=0")
     said = command(f"{line} out=one trainer.gradient_clip_val=0.01", fails=True)
     assert "holds another selection (trainer.gradient_clip_val=1.0)" in said

@@ -42,6 +42,7 @@ class CifarScenes(Reader):
         close_ups: float = 0.15,
         mismatched: float = 0.4,
         duplicates: float = 0.4,
+        copies: float = 0.0,
         seed: int = 0,
     ) -> None:
         if split not in (*SPLITS, CLASSES):
@@ -50,7 +51,7 @@ class CifarScenes(Reader):
             raise ValueError(f"data.close_ups={close_ups}; it is a share of the scenes, in [0, 1]")
         self.parent, self.source, self.split, self.close_ups = root, source, split, close_ups
         planned = "eval" if split == CLASSES else split
-        self.plan = Plan(self.name, planned, size, eval_images, image_size, mismatched, duplicates, seed)
+        self.plan = Plan(self.name, planned, size, eval_images, image_size, mismatched, duplicates, seed, copies)
         self.downloads = Path(root) / "cifar10"
         folder = cifar_folder(source, self.downloads)
         self.pictures = folder / ("train.parquet" if split == "train" or split.endswith("_train") else "test.parquet")
@@ -74,6 +75,7 @@ class CifarScenes(Reader):
             close_ups=self.close_ups,
             mismatched=plan.mismatched,
             duplicates=plan.duplicates,
+            copies=plan.copies,
             seed=plan.seed,
         )
 

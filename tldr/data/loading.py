@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NotRequired, Protocol, TypedDict
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -136,8 +137,7 @@ class PairsDataset(Dataset[Sample]):
         self.columns, self.second = tuple(name for name in columns if name != SECOND), SECOND in columns
         self.store = ImageStore(pairs.root)
         self.transform = transform(image_size, augment, resize_mode)
-        encoded = pc.dictionary_encode(pairs.images).combine_chunks()
-        self.image_ids = np.asarray(encoded.indices if len(pairs) else [], dtype=np.int64)
+        self.image_ids = _numbers(pairs.images)
         self.cache: dict[str, Tensor] | None = {} if cache else None
 
     @classmethod
@@ -186,6 +186,12 @@ class PairsDataset(Dataset[Sample]):
         return sample
 
 
+def _numbers(values: pa.ChunkedArray) -> np.ndarray:
+    """(N,) from 0, equal where the values are."""
+    encoded = pc.dictionary_encode(values).combine_chunks()
+    return np.asarray(encoded.indices if len(values) else [], dtype=np.int64)
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of equal picture size and equal columns -> a batch."""
     batch: Batch = {
@@ -204,7 +210,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 class PairsData(L.LightningDataModule):
     """Shuffled batches of the pairs for training. Their order, and every draw of augmentation, is a function of
-    ``seed`` and of the place in the run alone: a run that is resumed goes on where the batches had come to."""
+    ``seed`` and of the place in the run alone: a run that is resumed goes on where the batches had come to. A pair is
+    drawn in inverse proportion to the number of pairs that have its very caption, to the power of ``balance``."""
 
     def __init__(
         self,
@@ -217,21 +224,28 @@ class PairsData(L.LightningDataModule):
         cache: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        balance: float = 0.0,
         columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if balance < 0:
+            raise ValueError(f"balance={balance}; 0 draws all pairs alike, 1 all captions")
         if len(pairs) < batch_size:
             raise ValueError(f"batch_size={batch_size}, but there are only {len(pairs)} pairs; lower batch_size")
         options: dict[str, Any] = {"augment": augment, "cache": cache, "columns": columns}
         self.dataset = PairsDataset(pairs, image_size=image_size, resize_mode=resize_mode, **options)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.balance = balance
         self.loader: OrderedLoader | None = None
         self._restored: Mapping[str, int] | None = None
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches only: contrastive losses depend on the batch's size."""
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = ShuffledBatches(len(self.dataset), self.batch_size, seed=self.seed, rank=rank, ranks=ranks)
+        batches = ShuffledBatches(
+            len(self.dataset), self.batch_size, seed=self.seed, rank=rank, ranks=ranks,
+            groups=_numbers(self.dataset.pairs.captions) if self.balance else None, balance=self.balance,
+        )  # fmt: skip
         self.loader = OrderedLoader(
             Drawn(self.dataset, seed=self.seed),
             batch_sampler=batches,

@@ -1,10 +1,13 @@
 """The order of training: shuffled batches that can begin anywhere.
 
 Epoch e shows all pairs in a permutation, a function of (seed, e); a batch is a slice of it. So the place of a run
-is one number, the batches it has taken, and a resumed run takes the next one. Several processes take
-neighbouring slices: together they see what one process with their batches put together would see. Augmentation draws
-from a generator that is set anew for every sample, from (seed, number of the draw): neither workers nor what else the
-run draws have a part in it.
+is one number, the batches it has taken, and a resumed run takes the next one. Several processes take neighbouring
+slices: together they see what one process with their batches put together would see. Augmentation draws from a
+generator that is set anew for every sample, from (seed, number of the draw): neither workers nor what else the run
+draws have a part in it.
+
+Where pairs come in groups, captions that many share, an epoch of the same length can show each group for a share of
+its own, rounded up or down at random (systematic sampling: Madow 1949), its pairs in turn.
 
 Shapes: N pairs, B of a batch of one process, R processes.
 """
@@ -29,15 +32,27 @@ class Draw(NamedTuple):
 
 
 class ShuffledBatches(Sampler[list[Draw]]):
-    """Full batches of one epoch, from batch ``start`` of the run to the end of the epoch that it lies in."""
+    """Full batches of one epoch, from batch ``start`` of the run to the end of the epoch that it lies in. ``groups``
+    (N,) are numbers from 0; a row is drawn in inverse proportion to its group's size to the power of ``balance``."""
 
-    def __init__(self, count: int, batch_size: int, *, seed: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        groups: np.ndarray | None = None,
+        balance: float = 0.0,
+    ) -> None:
         if count < batch_size * ranks:
             raise ValueError(
                 f"batch_size={batch_size} in each of {ranks} processes, but there are only {count} pairs; "
                 "lower batch_size"
             )
         self.count, self.batch_size, self.seed, self.rank, self.ranks = count, batch_size, seed, rank, ranks
+        self.groups, self.balance = groups, balance
         self.start = 0
 
     def __len__(self) -> int:
@@ -45,11 +60,25 @@ class ShuffledBatches(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = divmod(self.start, len(self))
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.count)  # (N,)
+        order = self.order(epoch)
         for batch in range(first, len(self)):
             begin = (batch * self.ranks + self.rank) * self.batch_size
             places = range(begin, begin + self.batch_size)
             yield [Draw(int(order[place]), epoch * self.count + place) for place in places]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """(N,) the rows that an epoch shows, in order."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.count)
+        if self.groups is None or not self.balance:
+            return order
+        sizes = np.bincount(self.groups)
+        # One group after the other: what is rounded is a group's share, and not that of each of its rows.
+        order = order[np.argsort(rng.permutation(len(sizes))[self.groups[order]], kind="stable")]
+        ends = np.cumsum(sizes[self.groups[order]] ** -float(self.balance))
+        marks = (rng.random() + np.arange(self.count)) * (ends[-1] / self.count)
+        places = np.searchsorted(ends, marks, side="right")
+        return rng.permutation(order[np.minimum(places, self.count - 1)])  # rounding may lift the last mark to the end
 
 
 class Drawn(Dataset[Item], Generic[Item]):

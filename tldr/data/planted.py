@@ -3,7 +3,8 @@ planted in known places.
 
 Of the training pairs, a share is *mismatched* (the caption is another scene's) and a share is *redundant* (the scene
 was rendered before: new jitter, brightness, noise and wording, the picture no two times the same file). A few scenes
-are repeated often, most never, as on the web. The ground truth stands in columns that selectors do not see:
+are repeated often, most never, as on the web. Of the redundant pairs a share can be *copies*, which repeat the first
+rendering's caption word for word, be it right or wrong. The ground truth stands in columns that selectors do not see:
 
     truth_mismatched  bool   the caption is of another scene
     truth_scene       int    which scene the picture shows; rows that share it are duplicates of each other
@@ -68,7 +69,9 @@ class World(Generic[S]):
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of what. ``size`` is the rows of the training splits, ``eval_images`` the pictures of the others."""
+    """How much of what. ``size`` is the rows of the training splits, ``eval_images`` the pictures of the others.
+
+    ``mismatched`` is a share of the pairs that are no copies, ``copies`` one of the redundant pairs."""
 
     name: str
     split: str
@@ -78,6 +81,7 @@ class Plan:
     mismatched: float
     duplicates: float
     seed: int
+    copies: float = 0.0
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -85,6 +89,8 @@ class Plan:
         for name, share in (("mismatched", self.mismatched), ("duplicates", self.duplicates)):
             if not 0 <= share < 1:
                 raise ValueError(f"data.{name}={share}; it is a share of the pairs, in [0, 1)")
+        if not 0 <= self.copies <= 1:
+            raise ValueError(f"data.copies={self.copies}; it is a share of the redundant pairs, in [0, 1]")
         if self.size - round(self.size * self.duplicates) < 2:
             raise ValueError(
                 f"data.size={self.size} with data.duplicates={self.duplicates} leaves fewer than two distinct scenes"
@@ -94,7 +100,7 @@ class Plan:
         """The data set's folder under ``root``, named by what it depends on, ``more`` included."""
         recipe: list[Any] = [version, self.split, self.image_size, self.seed]
         if self.split == "train":
-            recipe += [self.size, self.mismatched, self.duplicates]
+            recipe += [self.size, self.mismatched, self.duplicates, *([self.copies] if self.copies else [])]
         else:
             recipe += [self.size if self.split.endswith("_train") else self.eval_images]
         recipe += [*([TASKS_VERSION] if SPLITS[self.split] != "pairs" else []), *more]
@@ -166,6 +172,42 @@ def _scenes(plan: Plan, world: World[S], rng: np.random.Generator) -> tuple[list
     return [distinct[i] for i in ids[order]], ids[order], redundant[order]
 
 
+def _every_style(world: World[S], scenes: list[S], rng: np.random.Generator) -> list[tuple[int, str, bool]]:
+    """The captions of the evaluation split: row of the scene, caption, not wrong."""
+    rows = []
+    for i, scene in enumerate(scenes):
+        texts: list[str] = []
+        while len(texts) < len(EVAL_CAPTIONS):
+            text = world.caption(scene, EVAL_CAPTIONS[len(texts)], rng)
+            if text not in texts:
+                texts.append(text)
+        rows += [(i, text, False) for text in texts]
+    return rows
+
+
+def _with_faults(
+    plan: Plan, world: World[S], scenes: list[S], ids: np.ndarray, redundant: np.ndarray, rng: np.random.Generator
+) -> list[tuple[int, str, bool]]:
+    """The captions of the training split: row of the scene, caption, whether it is another scene's."""
+    copied = np.zeros(plan.size, bool)
+    if plan.copies:  # nothing is drawn for none: pools without copies stay what they were
+        again = np.flatnonzero(redundant)
+        copied[rng.choice(again, round(len(again) * plan.copies), replace=False)] = True
+    own = np.flatnonzero(~copied)
+    wrong = np.zeros(plan.size, bool)
+    wrong[rng.choice(own, round(len(own) * plan.mismatched), replace=False)] = True
+    texts: dict[int, str] = {}
+    for i in own.tolist():
+        style = str(rng.choice(STYLES, p=STYLE_SHARES))
+        told = scenes[i]
+        while wrong[i] and world.true_of(told, scenes[i]):
+            told = scenes[int(rng.integers(plan.size))]
+        texts[i] = world.caption(told, style, rng)
+    first = {int(ids[i]): i for i in np.flatnonzero(~redundant).tolist()}
+    sources = [first[int(ids[i])] if copied[i] else i for i in range(plan.size)]
+    return [(i, texts[source], bool(wrong[source])) for i, source in enumerate(sources)]
+
+
 def _captions(
     plan: Plan,
     world: World[S],
@@ -175,24 +217,10 @@ def _captions(
     locators: list[str],
     rng: np.random.Generator,
 ) -> dict[str, list[Any]]:
-    rows: list[tuple[int, str, bool]] = []
     if plan.split == "eval":
-        for i, scene in enumerate(scenes):
-            texts: list[str] = []
-            while len(texts) < len(EVAL_CAPTIONS):
-                text = world.caption(scene, EVAL_CAPTIONS[len(texts)], rng)
-                if text not in texts:
-                    texts.append(text)
-            rows += [(i, text, False) for text in texts]
+        rows = _every_style(world, scenes, rng)
     else:
-        wrong = np.zeros(plan.size, bool)
-        wrong[rng.choice(plan.size, round(plan.size * plan.mismatched), replace=False)] = True
-        for i, scene in enumerate(scenes):
-            style = str(rng.choice(STYLES, p=STYLE_SHARES))
-            told = scene
-            while wrong[i] and world.true_of(told, scene):
-                told = scenes[int(rng.integers(plan.size))]
-            rows.append((i, world.caption(told, style, rng), bool(wrong[i])))
+        rows = _with_faults(plan, world, scenes, ids, redundant, rng)
     return {
         "image": [locators[i] for i, _, _ in rows],
         "caption": [text for _, text, _ in rows],

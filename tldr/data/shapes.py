@@ -34,10 +34,11 @@ class Shapes(Reader):
         image_size: int = 64,
         mismatched: float = 0.4,
         duplicates: float = 0.4,
+        copies: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.parent = root
-        self.plan = Plan(self.name, split, size, eval_images, image_size, mismatched, duplicates, seed)
+        self.plan = Plan(self.name, split, size, eval_images, image_size, mismatched, duplicates, seed, copies)
         self.root = self.plan.folder(root, VERSION)
 
     def for_task(self, task: str) -> Reader:
@@ -51,6 +52,7 @@ class Shapes(Reader):
             image_size=plan.image_size,
             mismatched=plan.mismatched,
             duplicates=plan.duplicates,
+            copies=plan.copies,
             seed=plan.seed,
         )
 

@@ -98,6 +98,7 @@ def fit(
     batch_size: int,
     seed: int,
     augment: str = "none",
+    balance: float = 0.0,
     num_workers: int = 0,
     tokenizer: str | None = None,
     vocab_size: int = 8192,
@@ -113,6 +114,9 @@ def fit(
     stage: Stage | None = None,
 ) -> tuple[Model, Path]:
     """Train for ``max_steps`` optimiser steps, whatever the number of pairs; write ``folder/model.ckpt``.
+
+    With ``balance`` 1 the pairs that share a caption are together drawn as often as one with a caption of its own, so
+    that what repeats is not learned by heart; 0 draws all pairs alike, a number between them lies between.
 
     ``model`` builds the module from a tokenizer, ``trainer`` the Trainer from steps, logger and callbacks.
     ``tokenizer`` names a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
@@ -147,6 +151,7 @@ def fit(
         cache=augment == "none" and num_workers == 0 and len(pairs) * 3 * size * size <= CACHED_PICTURES,
         num_workers=num_workers,
         seed=seed,
+        balance=balance,
         columns=module.columns,
     )
     read = {name: pairs.table[name].take(pa.array(sample)).to_pylist() for name in data.dataset.columns}

@@ -59,6 +59,7 @@ def run(
     pairs: str | Path | None = None,
     out: str | Path | None = None,
     augment: str = "none",
+    balance: float = 0.0,
     num_workers: int = 0,
     tokenizer: str | None = None,
     vocab_size: int = 8192,
@@ -108,7 +109,7 @@ def run(
     with ledger.stage("train") as stage:
         module, checkpoint = fit(
             subset, model=model, trainer=trainer, folder=folder, max_steps=max_steps, batch_size=batch_size, seed=seed,
-            augment=augment, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size,
+            augment=augment, balance=balance, num_workers=num_workers, tokenizer=tokenizer, vocab_size=vocab_size,
             image_size=image_size, init_from=init_from, ema=ema, compile=compile,
             resume=resume, checkpoint_every=checkpoint_every, identity=identity, logger=tracker,
             callbacks=callbacks, stage=stage,
