@@ -97,7 +97,8 @@ def test_copies_repeat_the_first_caption_right_or_wrong(tmp_path, copies):
     same = again.filter(pl.col("caption") == pl.col("caption_first"))
     # Captions of their own, of the same scene, seldom coincide.
     assert 180 * copies <= len(same) <= 180 * copies + 20
-    assert (same["truth_mismatched"] == same["truth_mismatched_first"]).mean() > 0.95
+    agree = (same["truth_mismatched"] == same["truth_mismatched_first"]).sum()
+    assert agree > 0.95 * len(same)
     assert same["truth_mismatched"].n_unique() == 2
     if copies == 1:
         assert first["truth_mismatched"].sum() == 36  # a share of the pairs that are no copies
