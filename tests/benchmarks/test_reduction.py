@@ -38,6 +38,7 @@ def test_a_row_for_every_run_and_none_twice(benchmark, tmp_path):
     said = reduction()
     assert said.count("$ python train.py") == said.count("$ python evaluate.py") == 16
     assert said.count("$ python select.py") == 10  # longest and the oracles take rows of full's pool
+    assert said.count(" training.balance=0 ") == 10  # as for the rows that are known
 
     table = pl.read_parquet(out / "rows.parquet")
     rows = {(row["selector"], row["seed"]): row for row in table.to_dicts()}
