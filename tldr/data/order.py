@@ -44,7 +44,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         rank: int = 0,
         ranks: int = 1,
         groups: np.ndarray | None = None,
-        balance: float = 0.0,
+        balance: float = 1.0,
     ) -> None:
         if count < batch_size * ranks:
             raise ValueError(
@@ -70,7 +70,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         """(N,) the rows that an epoch shows, in order."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.count)
-        if self.groups is None or not self.balance:
+        if self.groups is None:
             return order
         sizes = np.bincount(self.groups)
         # One group after the other: what is rounded is a group's share, and not that of each of its rows.
