@@ -14,7 +14,7 @@ def main(cfg: DictConfig) -> None:
     """Run the task with what Hydra composed."""
     from tldr.tasks.train import run  # here, so that --help and --cfg need no torch
 
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     run(**instantiate(cfg, _convert_="all"), config=config)
 
 

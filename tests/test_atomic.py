@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tldr.atomic import atomic_path, write_json
+from tldr.atomic import atomic_path, make_folder, write_json
 
 
 def test_the_target_appears_only_when_it_is_whole(tmp_path):
@@ -56,3 +56,12 @@ def test_json_is_readable_and_all_or_nothing(tmp_path):
         write_json(file, loop)
     assert json.loads(file.read_text(encoding="utf-8"))["name"] == "Zoë 🦊"
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_made_unless_a_file_is_there(tmp_path):
+    make_folder(tmp_path / "a" / "b", "out")
+    make_folder(tmp_path / "a" / "b", "out")
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "inner"):
+        with pytest.raises(ValueError, match=rf"out={place} is no folder, or lies in a file"):
+            make_folder(place, "out")

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HOUSE = (  # from the ground up
-    "pairs cluster engine ledger atomic metric",
+    "pairs cluster engine ledger atomic check metric",
     "nn",
     "data",
     "signal hub",

@@ -32,3 +32,11 @@ def write_json(target: Path, value: Any) -> Path:
     with atomic_path(target) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return target
+
+
+def make_folder(folder: Path, key: str) -> None:
+    """Make ``folder`` where it is not there. Raises ValueError naming ``key`` where something else is in its place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{key}={folder} is no folder, or lies in a file: give another {key}=...") from error

@@ -6,13 +6,10 @@ Shapes: N rows, D their width, K clusters.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
+import faiss
 import numpy as np
-
-logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # else it tells, as if it failed, which builds it tries
-import faiss  # noqa: E402
 
 POINTS_PER_CENTROID = 256  # what k-means learns from; more changes centroids little and costs linearly
 

@@ -22,6 +22,8 @@ from typing import Any, Protocol
 
 import torch
 
+from tldr.check import check_number
+
 Work = Callable[[Sequence[int]], Any]
 SHARES, LARGEST = 8, 16  # for each worker at least, that none waits long for the last; parts of a share at most
 GONE = (
@@ -44,8 +46,8 @@ class Engine(ABC):
     """``workers`` are so many processes; None: as many as there are GPUs."""
 
     def __init__(self, workers: int | None) -> None:
-        if workers is not None and workers < 1:
-            raise ValueError(f"engine.workers={workers}; at least 1, or null for one on each GPU")
+        if workers is not None:
+            check_number("engine.workers", workers, "at least 1, or null for one on each GPU", low=1, whole=True)
         self.workers = workers
 
     @abstractmethod

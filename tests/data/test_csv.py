@@ -61,6 +61,10 @@ def test_named_and_numbered_columns(tmp_path):
     bare = write(tmp_path / "b.csv", rows[1:])
     read = list(Csv(bare, image_column=0, caption_column=2).rows())
     assert read[0] == Row("a", "l", None, {"column_1": "s", "column_3": "u1"}, "b.csv line 1")
+    read = list(Csv(bare, image_column=0, caption_column=2, uid_column=3).rows())
+    assert read[0] == Row("a", "l", "u1", {"column_1": "s"}, "b.csv line 1")
+    with pytest.raises(ValueError, match=r"data.uid_column=4; .*b.csv has 4 columns and no header: 0 to 3"):
+        list(Csv(bare, image_column=0, caption_column=2, uid_column=4).rows())
 
 
 def test_what_cannot_be_guessed_is_asked_for(tmp_path):

@@ -53,7 +53,7 @@ def test_uids_are_sorted_halves_of_128_bits(subset, tmp_path):
 def test_other_uids_have_no_such_form(subset, tmp_path):
     for uid in ("a" * 31, "x" * 32):
         named = Pairs.build({"uid": [uid], "image": ["a"], "caption": ["b"]}, root=".")
-        with pytest.raises(ValueError, match=r"exports=uids needs uids of 32 hex digits.*annotations"):
+        with pytest.raises(ValueError, match=r"exports=uids needs uids of 32 hex digits.* is none: export annotations"):
             export(named, tmp_path, ["uids"])
     assert not list(tmp_path.iterdir())
 
@@ -96,7 +96,7 @@ def test_the_ending_tells_the_format(tmp_path, format, suffix):
 
 
 def test_an_unknown_format_is_named(subset, tmp_path):
-    with pytest.raises(ValueError, match=r"exports=\['csv'\]; choose from annotations, uids, webdataset"):
+    with pytest.raises(ValueError, match=r"exports=\['uids', 'csv'\]; it is a list of annotations, uids, webdataset"):
         export(subset, tmp_path, ["uids", "csv"])
     assert not list(tmp_path.iterdir())
     assert export(subset, tmp_path, []) == []

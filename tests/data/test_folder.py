@@ -34,6 +34,16 @@ def test_a_picture_without_text_and_a_text_without_picture_are_bad(tmp_path, pic
     ]
 
 
+def test_letters_may_be_capitals(tmp_path, picture):
+    picture(tmp_path / "A.JPG")
+    (tmp_path / "A.TXT").write_text("loud")
+    assert list(Folder(tmp_path).rows()) == [Row("A.JPG", "loud", where="A.TXT")]
+    (tmp_path / "A.txt").write_text("quiet")  # which is another file, but for some systems
+    if len(list(tmp_path.iterdir())) == 3:
+        said = "A.TXT has the caption that A.txt might have"
+        assert Bad("", b"quiet", "read", said) in list(Folder(tmp_path).rows())
+
+
 def test_the_whole_text_is_the_caption_or_every_line(tmp_path, picture):
     picture(tmp_path / "a.jpg")
     text = b"\xef\xbb\xbfone\r\n\r\ntwo\n \nthree\n"

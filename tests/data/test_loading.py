@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_an_epoch_is_full_batches_of_different_pairs(tiny_pool):
     one, other = epochs(data)
     assert len(one) == len(set(one)) == 384
     assert one != other
-    with pytest.raises(ValueError, match="batch_size=401, but there are only 400 pairs"):
+    with pytest.raises(ValueError, match="batch_size=401 is more than the 400 pairs"):
         PairsData(tiny_pool, image_size=8, batch_size=401)
 
 
@@ -273,7 +274,7 @@ def test_processes_share_every_batch(tiny_pool):
         for size, rank, ranks in ((100, 0, 1), (50, 0, 2), (50, 1, 2))
     )
     assert [a + b for a, b in zip(*both, strict=True)] == one
-    with pytest.raises(ValueError, match="batch_size=300 in each of 2 processes, but there are only 400 pairs"):
+    with pytest.raises(ValueError, match="batch_size=300 in each of 2 processes is more than the 400 pairs"):
         ShuffledBatches(400, 300, seed=1, ranks=2)
     data = PairsData(tiny_pool, image_size=8, batch_size=100)
     data.load_state_dict({"taken": 3, "ranks": 2})
@@ -311,5 +312,7 @@ def test_captions_that_repeat_are_drawn_less(tmp_path, picture, balance):
     assert (drawn < 64).mean() == pytest.approx(copies / (copies + 64), rel=0.1)
     assert len(set(drawn.ravel())) > 120
     assert epochs(PairsData(pairs, image_size=8, batch_size=32, balance=balance), 2) == drawn[:2].tolist()
-    with pytest.raises(ValueError, match=r"balance=-1; 0 draws all pairs alike"):
-        PairsData(pairs, image_size=8, batch_size=32, balance=-1)
+    wrong: Any
+    for wrong in (-1, 2, float("nan"), "abc"):
+        with pytest.raises(ValueError, match=f"balance={wrong!r}; from 0, which draws all pairs alike, to 1"):
+            PairsData(pairs, image_size=8, batch_size=32, balance=wrong)

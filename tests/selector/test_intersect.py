@@ -45,6 +45,19 @@ def test_the_smallest_number_at_which_enough_are_found(pool, signals, values, ke
     assert f"among the best {needed[expected[-1]] + 1} of " in selection.reasons[0]
 
 
+class Telling(Top):
+    """Has something to say of the pool."""
+
+    def choose(self, pool, signals, *, keep, seed) -> Selection:
+        print("there are few")
+        return super().choose(pool, signals, keep=keep, seed=seed)
+
+
+def test_a_step_is_heard_once(pool, signals, capsys):
+    Union(steps=[Telling(name) for name in SIGNALS[:2]])(pool, signals, keep=75, seed=0)
+    assert capsys.readouterr().out == "there are few\n" * 2
+
+
 @pytest.mark.parametrize("kind", [Intersect, Union])
 def test_bisection_asks_a_step_few_times(pool, signals, kind):
     made = tops()

@@ -1,3 +1,5 @@
+import os
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,3 +72,24 @@ def test_a_column_that_the_losses_need_is_asked_for(tiny_pool, tmp_path):
 
     with pytest.raises(ValueError, match=r"these pairs have no column label; they have uid"):
         train(tiny_pool, tmp_path, partial(Asking, **TOWERS), max_steps=1)
+
+
+@pytest.mark.parametrize("given", [{"max_steps": 0}, {"max_steps": 1.5}, {"max_steps": "a"}, {"batch_size": 0}])
+def test_steps_and_batches_are_whole_numbers(tiny_pool, tmp_path, given):
+    ((key, value),) = given.items()
+    with pytest.raises(ValueError, match=rf"{key}={value!r}; a whole number from 1 \(of a scorer: training.{key}\)"):
+        train(tiny_pool, tmp_path, **{"max_steps": 1, **given})
+
+
+class Terminated(L.Callback):
+    """What a cluster's scheduler does to a job."""
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_was_terminated_has_not_succeeded(tiny_pool, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        train(tiny_pool, tmp_path, max_steps=50, callbacks=[Terminated()])
+    assert stopped.value.code == 143
+    assert not (tmp_path / "model.ckpt").exists()

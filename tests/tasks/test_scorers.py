@@ -174,3 +174,31 @@ def test_a_scorer_of_another_trainer_is_another_scorer(command, project):
     assert "training Clip" in command(f"{line} out=four training.balance=0")
     said = command(f"{line} out=one trainer.gradient_clip_val=0.01", fails=True)
     assert "holds another selection (trainer.gradient_clip_val=1.0)" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "answer"),
+    [
+        ("exports=uid", "exports=uid; it is a list of annotations, uids, webdataset"),
+        ("seed=-1", "seed=-1; a whole number from 0"),
+        ("refiner=append writer=nowhere.ckpt", "nowhere.ckpt"),
+        ("selector=chain selector.steps=[tldr,clip_score] scorers.clip.checkpoint=nowhere.ckpt", "nowhere.ckpt"),
+    ],
+)
+def test_what_is_wrong_is_known_before_a_scorer_is_trained(command, asked, answer):
+    said = command(f"python select.py {asked} out=kept {QUICK}", fails=True)
+    assert answer in said
+    assert "no checkpoint given: training" not in said
+
+
+def test_a_scorer_of_another_kind_names_its_own_override(command, project):
+    command("python train.py model=captioner out=captioner logger=none")
+    given = "scorers.clip.checkpoint=captioner"
+    said = command(f"python select.py selector=clip_loss {given} out=kept {QUICK}", fails=True)
+    assert "give another scorers.clip.checkpoint=..." in said
+
+
+def test_a_head_asks_for_its_backbone_before_it_reads(command):
+    said = command("python train.py model=vqa data=shapes data.split=vqa_train out=vqa logger=none", fails=True)
+    assert "full_key: model.backbone" in said
+    assert "reading shapes" not in said

@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
+from tldr.check import check_number
 from tldr.data.base import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -48,7 +49,7 @@ class Csv(Reader):
         images: str | Path | None = None,
         image_column: str | int | None = None,
         caption_column: str | int | None = None,
-        uid_column: str | None = None,
+        uid_column: str | int | None = None,
         delimiter: str = "auto",
         header: bool | Literal["auto"] = "auto",
         quotes: bool = True,
@@ -80,6 +81,10 @@ class Csv(Reader):
             width = Counter(len(cells) for _, cells in sample).most_common(1)[0][0]
             image, caption = self._find_columns([cells for _, cells in sample if len(cells) == width], width)
             names, uid = [f"column_{number}" for number in range(width)], None
+            if self.uid_column is not None:
+                where = f"{self.annotations} has {width} columns and no header: 0 to {width - 1}"
+                check_number("data.uid_column", self.uid_column, where, low=0, high=width - 1, whole=True)
+                uid = int(self.uid_column)
         else:
             sample = sample[1:]
             image = _find(names, self.image_column, IMAGE_COLUMNS, "data.image_column")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from PIL import Image
 from tqdm import tqdm
 
@@ -29,11 +30,21 @@ FORMATS = ("annotations", "uids", "webdataset")
 SHARD_PAIRS = 10_000
 
 
+def check_formats(formats: Sequence[str], pairs: Pairs | None = None) -> None:
+    """Raises ValueError unless all of ``formats`` can be written, of ``pairs`` if they are known."""
+    if isinstance(formats, str) or any(name not in FORMATS for name in formats):
+        raise ValueError(f"exports={formats}; it is a list of {', '.join(FORMATS)}: exports=[annotations,uids]")
+    if pairs is not None and "uids" in formats:
+        others = pairs.uids.filter(pc.invert(pc.match_substring_regex(pairs.uids, "^[0-9a-fA-F]{32}$")))
+        if len(others):
+            raise ValueError(
+                f"exports=uids needs uids of 32 hex digits, as DataComp's; {others[0]} is none: export annotations"
+            )
+
+
 def export(pairs: Pairs, folder: Path, formats: Sequence[str]) -> list[Path]:
     """Write ``pairs`` into ``folder`` in each of ``formats``; the files written."""
-    strange = [name for name in formats if name not in FORMATS]
-    if strange:
-        raise ValueError(f"exports={strange}; choose from {', '.join(FORMATS)}")
+    check_formats(formats, pairs)
     writers = {"annotations": _annotations, "uids": _uids, "webdataset": _webdataset}
     return [writers[name](pairs, folder) for name in formats]
 
@@ -51,13 +62,7 @@ def _annotations(pairs: Pairs, folder: Path) -> Path:
 
 
 def _uids(pairs: Pairs, folder: Path) -> Path:
-    uids = pairs.uids.to_pylist()
-    try:
-        halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids if len(uid) == 32 or int("not 128 bits")]
-    except ValueError as error:
-        raise ValueError(
-            "exports=uids needs uids of 32 hex digits, as DataComp's; export annotations instead"
-        ) from error
+    halves = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in pairs.uids.to_pylist()]
     with atomic_path(folder / "uids.npy") as temporary, temporary.open("wb") as sink:
         np.save(sink, np.array(sorted(halves), dtype=np.dtype("u8,u8")))
     return folder / "uids.npy"

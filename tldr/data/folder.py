@@ -30,7 +30,12 @@ class Folder(Reader):
         for path, folders, files in os.walk(self.root, onerror=_stop):
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             seen = sorted(file for file in files if not file.startswith("."))
-            texts = {file.removesuffix(".txt") for file in seen if file.endswith(".txt")}
+            texts: dict[str, str] = {}
+            for file in (file for file in seen if file.lower().endswith(".txt")):
+                if (first := texts.setdefault(file[:-4], file)) != file:
+                    second = Path(path, file)
+                    where = second.relative_to(self.root).as_posix()
+                    yield Bad("", second.read_bytes(), "read", f"{first} has the caption that {where} might have")
             sidecars = {file.removesuffix(".json") for file in seen if file.endswith(".json")}
             pictures = [(os.path.splitext(file)[0], file) for file in seen if file.lower().endswith(PICTURES)]
             tar = tar or next((Path(path, file) for file in seen if file.endswith(".tar")), None)
@@ -39,11 +44,11 @@ class Folder(Reader):
                 image = Path(path, file).relative_to(self.root).as_posix()
                 if stem in texts:
                     uid = _uid(Path(path, f"{stem}.json")) if stem in sidecars else None
-                    yield from self._pairs(image, Path(path, f"{stem}.txt"), uid)
+                    yield from self._pairs(image, Path(path, texts[stem]), uid)
                 else:
                     yield Bad(image, b"", "caption", f"no caption: there is no {stem}.txt beside it")
-            for stem in sorted(texts.difference(stem for stem, _ in pictures)):
-                text = Path(path, f"{stem}.txt")
+            for stem in sorted(set(texts).difference(stem for stem, _ in pictures)):
+                text = Path(path, texts[stem])
                 where = text.relative_to(self.root).as_posix()
                 yield Bad("", text.read_bytes(), "read", f"no image: there is none of this name beside {where}")
         if tar and not other:

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
+from tldr.check import check_number
 from tldr.data.images import ImageError, ImageStore
-from tldr.data.order import Drawn, OrderedLoader, ShuffledBatches
+from tldr.data.order import Drawn, OrderedLoader, ShuffledBatches, refuse_too_few
 from tldr.pairs import Pairs
 
 AUGMENTATIONS = ("none", "crop", "randaugment", "finetune", "vilt")
@@ -228,10 +229,8 @@ class PairsData(L.LightningDataModule):
         columns: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if balance < 0:
-            raise ValueError(f"balance={balance}; 0 draws all pairs alike, 1 all captions")
-        if len(pairs) < batch_size:
-            raise ValueError(f"batch_size={batch_size}, but there are only {len(pairs)} pairs; lower batch_size")
+        check_number("balance", balance, "from 0, which draws all pairs alike, to 1, all captions", low=0, high=1)
+        refuse_too_few(len(pairs), batch_size)
         options: dict[str, Any] = {"augment": augment, "cache": cache, "columns": columns}
         self.dataset = PairsDataset(pairs, image_size=image_size, resize_mode=resize_mode, **options)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed

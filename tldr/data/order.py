@@ -31,6 +31,16 @@ class Draw(NamedTuple):
     number: int
 
 
+def refuse_too_few(count: int, batch_size: int, ranks: int = 1) -> None:
+    """Raises ValueError where ``count`` pairs are no batch for every process."""
+    if count < batch_size * ranks:
+        each = f" in each of {ranks} processes" if ranks > 1 else ""
+        raise ValueError(
+            f"batch_size={batch_size}{each} is more than the {count} pairs there are to train on; lower it: batch_size "
+            "of train.py, training.batch_size (or scorers.blip.training.batch_size) of select.py"
+        )
+
+
 class ShuffledBatches(Sampler[list[Draw]]):
     """Full batches of one epoch, from batch ``start`` of the run to the end of the epoch that it lies in. ``groups``
     (N,) are numbers from 0; a row is drawn in inverse proportion to its group's size to the power of ``balance``."""
@@ -46,11 +56,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         groups: np.ndarray | None = None,
         balance: float = 1.0,
     ) -> None:
-        if count < batch_size * ranks:
-            raise ValueError(
-                f"batch_size={batch_size} in each of {ranks} processes, but there are only {count} pairs; "
-                "lower batch_size"
-            )
+        refuse_too_few(count, batch_size, ranks)
         self.count, self.batch_size, self.seed, self.rank, self.ranks = count, batch_size, seed, rank, ranks
         self.groups, self.balance = groups, balance
         self.start = 0

@@ -22,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
+from tldr.check import check_number
 from tldr.data.base import Row
 from tldr.data.questions import asked
 from tldr.data.scenes import STYLE_SHARES, STYLES, zipf
@@ -87,10 +89,9 @@ class Plan:
         if self.split not in SPLITS:
             raise ValueError(f"data.split={self.split!r}; {self.name} has {', '.join(SPLITS)}")
         for name, share in (("mismatched", self.mismatched), ("duplicates", self.duplicates)):
-            if not 0 <= share < 1:
-                raise ValueError(f"data.{name}={share}; it is a share of the pairs, in [0, 1)")
-        if not 0 <= self.copies <= 1:
-            raise ValueError(f"data.copies={self.copies}; it is a share of the redundant pairs, in [0, 1]")
+            below_one = math.nextafter(1, 0)
+            check_number(f"data.{name}", share, "it is a share of the pairs, in [0, 1)", low=0, high=below_one)
+        check_number("data.copies", self.copies, "it is a share of the redundant pairs, in [0, 1]", low=0, high=1)
         if self.size - round(self.size * self.duplicates) < 2:
             raise ValueError(
                 f"data.size={self.size} with data.duplicates={self.duplicates} leaves fewer than two distinct scenes"

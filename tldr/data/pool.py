@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
+from tldr.check import check_number
 from tldr.data.base import Bad, Reader, Row, Stage, raw
 from tldr.data.images import ImageStore
 from tldr.data.quarantine import complaint, reasons
@@ -85,6 +86,7 @@ def read_pool(
     """
     if verify not in ("decode", "exists", "none"):
         raise ValueError(f"verify={verify!r}; it is one of decode, exists, none")
+    check_number("max_bad_fraction", max_bad_fraction, "it is a share of what is read, from 0 to 1", low=0, high=1)
     reader.prepare()
     found = _gather(tqdm(reader.rows(), f"reading {reader.name}", unit=" pairs", disable=not progress))
     read = found.num_rows

@@ -24,8 +24,8 @@ from tldr.signal.store import Signals
 def at_least(low: float, **options: float) -> None:
     """Raises ValueError naming the first of a selector's ``options`` that is below ``low``."""
     for name, value in options.items():
-        if not value >= low:
-            raise ValueError(f"selector.{name}={value} must be at least {low:g}")
+        if not isinstance(value, int | float) or not value >= low:
+            raise ValueError(f"selector.{name}={value!r} must be at least {low:g}")
 
 
 def one_of(choices: Iterable[str], **options: str) -> None:
@@ -231,7 +231,7 @@ def best(score: np.ndarray, keep: int) -> tuple[np.ndarray, float]:
 def check_compression(compression: float) -> None:
     """Raises ValueError for what is no share."""
     if not isinstance(compression, int | float) or not 0 < compression < 1:
-        raise ValueError(f"compression={compression}: it is the share removed, inside (0, 1); 0.75 keeps a quarter")
+        raise ValueError(f"compression={compression!r}: it is the share removed, inside (0, 1); 0.75 keeps a quarter")
 
 
 def keep_count(total: int, compression: float) -> int:

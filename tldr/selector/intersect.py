@@ -11,7 +11,10 @@ Shapes: N pairs of the pool, S steps.
 
 from __future__ import annotations
 
+import io
+import sys
 from abc import abstractmethod
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -46,11 +49,15 @@ class _Vote(Combination):
         """Every step sees the whole pool, so that all scores are known; ``cluster`` is that of the first step that has
         clusters."""
 
+        notices: Any = sys.stdout  # those of the first try: the others would repeat them
+
         def run(depth: int) -> tuple[list[Selection], np.ndarray]:
             """What the steps say when each keeps ``depth`` pairs, and (S, N) whether they do."""
-            told = [
-                step(pool, signals, keep=depth, seed=seed, target=target, writer=writer) for step in self.steps.values()
-            ]
+            nonlocal notices
+            given = {"keep": depth, "seed": seed, "target": target, "writer": writer}
+            with redirect_stdout(notices):
+                told = [step(pool, signals, **given) for step in self.steps.values()]
+            notices = io.StringIO()
             held = np.zeros((len(told), len(pool)), bool)
             for one, row in zip(told, held, strict=True):
                 row[one.rows] = True

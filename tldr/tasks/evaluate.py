@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
-from tldr.atomic import write_json
+from tldr.atomic import make_folder, write_json
 from tldr.data.base import Reader
 from tldr.data.images import ImageError, ImageStore
 from tldr.data.pool import Verify
@@ -64,7 +64,7 @@ def run(
 
     chosen = {name: choose(name, each, models) for name, each in evaluator.items()}
     folder = Path(out) if out else files[0].parent
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "out")
     ledger = Ledger()
     if pairs is None:
         reading = {"verify": verify, "max_bad_fraction": max_bad_fraction, "cache": Path(cache), "ledger": ledger}

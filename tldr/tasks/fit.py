@@ -4,6 +4,7 @@ trained."""
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from lightning.pytorch.callbacks import EMAWeightAveraging, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
+from tldr.check import check_number
 from tldr.data.loading import PairsData
 from tldr.data.tokenizer import Tokenizer
 from tldr.ledger import Meter, Stage
@@ -129,6 +132,8 @@ def fit(
     ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of a few batches,
     counted, times the rest.
     """
+    for key, number in (("max_steps", max_steps), ("batch_size", batch_size)):
+        check_number(key, number, f"a whole number from 1 (of a scorer: training.{key})", low=1, whole=True)
     identity = {} if identity is None else identity
     last = find_last(folder, identity) if resume else None
     L.seed_everything(seed, workers=True, verbose=False)
@@ -183,7 +188,10 @@ def fit(
     with warnings.catch_warnings():
         # Of a model that is configured once more for the average: ours changes only where weights are divided.
         warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
-        run.fit(module, data, ckpt_path=last, weights_only=True)
+        try:
+            run.fit(module, data, ckpt_path=last, weights_only=True)
+        except SIGTERMException as error:  # it would end the program as if all had been done
+            raise SystemExit(128 + signal.SIGTERM) from error
     file = folder / "model.ckpt"
     save_whole(run, file, weights_only=True)
     if run.is_global_zero:

@@ -159,9 +159,10 @@ class Scorers:
         arguments than are asked."""
         models: dict[str, Model] = {}
         files: dict[str, Path] = {}
-        for name in sorted(names):
-            if name not in recipes:
-                raise ValueError(f"no scorer is called {name!r}: add it to scorers, beside {', '.join(recipes)}")
+        if unknown := sorted(set(names).difference(recipes)):
+            raise ValueError(f"no scorer is called {unknown[0]!r}: add it to scorers, beside {', '.join(recipes)}")
+        # What is given first: a wrong path should not cost the training of another.
+        for name in sorted(names, key=lambda name: (not recipes[name].get("checkpoint"), name)):
             recipe = {"checkpoint": None, **recipes[name]}
             recipe["training"] = {**training, **recipe.get("training", {})}
             seed = recipe["training"].pop("seed", None)
@@ -184,8 +185,9 @@ class Scorers:
         panel = Panel({name: score(pairs, self.models[name], name=name, **self.extraction) for name in asked})
         if missing := [name for name in needs if name not in panel]:
             kinds = ", ".join(type(self.models[name]).__name__ for name in asked)
+            other = [f"another scorers.{name}.checkpoint=..." for name in scorers_of(missing) if name]
             raise ValueError(
                 f"the selector needs {', '.join(missing)}, which {kinds} does not give (it gives {', '.join(panel)}); "
-                "give a VQ-VLM's checkpoint=..., or another selector.feature"
+                f"give {' and '.join(other or ['a VQ-VLM as checkpoint=..., or another selector.feature'])}"
             )
         return panel

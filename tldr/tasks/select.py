@@ -17,9 +17,10 @@ import pyarrow.parquet as pq
 from lightning.pytorch.loggers import Logger
 
 import tldr
-from tldr.atomic import atomic_path, write_json
+from tldr.atomic import atomic_path, make_folder, write_json
+from tldr.check import check_seed
 from tldr.data.base import Reader
-from tldr.data.export import export
+from tldr.data.export import check_formats, export
 from tldr.data.pool import Pool, Verify
 from tldr.engine import Engine
 from tldr.ledger import Ledger
@@ -94,11 +95,13 @@ def run(
         print(explained(out, explain, cache=cache))
         return Pairs.open(out)
     check_compression(compression)
+    check_seed(seed)
+    check_formats(exports)
     refuse_several(trainer)
     if writer and not refiner.needs_writer:
         raise ValueError(f"writer={writer} writes captions for a refiner: add refiner=append, replace, best or capfilt")
     folder, cache, ledger = Path(out), Path(cache), Ledger()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "out")
     identity = {"names": dict(names), "compression": compression, "seed": seed}
     config = dict(config or {})
     _refuse_to_replace(folder, identity, config)
@@ -109,6 +112,8 @@ def run(
     pool = found.pairs
     keep_count(len(pool), compression)  # none left should not cost a scorer's training first
     selector.check(pool)
+    if not isinstance(selector, Maker):
+        check_formats(exports, pool)
 
     signals, target = None, None
     by = WRITER if writer else MAIN  # who writes for the refiner

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 import tldr
-from tldr.atomic import write_json
+from tldr.atomic import make_folder, write_json
+from tldr.check import check_seed
 from tldr.data.base import Reader
 from tldr.data.pool import Verify
 from tldr.evaluator.captioning import Captioning
@@ -81,8 +82,9 @@ def run(
     beside the checkpoint, or where it says; raises ValueError, before it trains, for a model that cannot be exported.
     With ``resume``, a run that was killed goes on, and one that has ended is left alone.
     """
+    check_seed(seed)
     home, folder = folders(names, pairs=pairs, out=out, seed=seed)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "out")
     ledger = Ledger()
     if pairs is None:
         subset = open_pool(

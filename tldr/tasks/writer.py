@@ -47,7 +47,8 @@ class CaptionWriter:
         model = scorers[MAIN]
         if not hasattr(model, "generate") or not hasattr(model, "signals"):
             raise ValueError(
-                f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... or choose refiner=none"
+                f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... (or writer=..., where "
+                "that is given), or choose refiner=none"
             )
         self.scorers, self.engine, self.device, self.cache = dict(scorers), engine, device, cache
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}

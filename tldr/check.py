@@ -1,0 +1,21 @@
+"""What a number of the configuration has to be, said in the same words everywhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def check_number(
+    key: str, value: Any, meaning: str, *, low: float, high: float = math.inf, whole: bool = False
+) -> None:
+    """Raises ValueError, naming ``key``, what it is and its ``meaning``, unless ``value`` is a number (a ``whole`` one)
+    from ``low`` to ``high``, both included."""
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        raise ValueError(f"{key}={value!r}; {meaning}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raises ValueError for what NumPy, torch and Lightning do not all take."""
+    check_number("seed", seed, "a whole number from 0 to 2**32 - 1", low=0, high=2**32 - 1, whole=True)
