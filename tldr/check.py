@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -11,8 +12,8 @@ def check_number(
 ) -> None:
     """Raises ValueError, naming ``key``, what it is and its ``meaning``, unless ``value`` is a number (a ``whole`` one)
     from ``low`` to ``high``, both included."""
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+    kind = Integral if whole else Real  # NumPy's numbers are such, too
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
         raise ValueError(f"{key}={value!r}; {meaning}")
 
 
