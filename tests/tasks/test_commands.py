@@ -90,9 +90,9 @@ def test_seeds_share_the_scorers_where_these_have_a_seed_of_their_own(command, p
 
 
 def test_a_compression_that_is_none_is_refused_before_the_pool_is_read(command):
-    for wrong in ("75", "75%", "null", "0"):
+    for wrong, told in {"75": "75", "75%": "'75%'", "null": "None", "0": "0"}.items():
         said = command(f"python select.py compression={wrong} logger=none", fails=True)
-        assert f"compression={'None' if wrong == 'null' else wrong}: it is the share removed, inside (0, 1)" in said
+        assert f"compression={told}: it is the share removed, inside (0, 1)" in said
         assert "reading shapes" not in said
 
 
