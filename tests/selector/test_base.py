@@ -1,7 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
-from tldr.selector.base import Selection, Selector, keep_count
+from tldr.selector.base import Selection, Selector, at_least, keep_count
 
 
 class Given(Selector):
@@ -77,3 +79,13 @@ def test_decisions_without_and_with_scores(pool):
     assert scored.column_names == ["uid", "kept", "reason", "cluster", "merit"]
     assert scored["cluster"].to_pylist() == (np.arange(300) % 7).tolist()
     assert scored["merit"].to_pylist() == pytest.approx(scores["merit"].tolist())
+
+
+def test_options_are_numbers_of_any_library():
+    right: Any
+    wrong: Any
+    for right in (np.int64(5), np.float32(2)):
+        at_least(1, clusters=right)
+    for wrong in ("abc", 0, float("nan"), None):
+        with pytest.raises(ValueError, match=f"selector.clusters={wrong!r} must be at least 1"):
+            at_least(1, clusters=wrong)

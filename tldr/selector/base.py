@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from tldr.signal.store import Signals
 def at_least(low: float, **options: float) -> None:
     """Raises ValueError naming the first of a selector's ``options`` that is below ``low``."""
     for name, value in options.items():
-        if not isinstance(value, int | float) or not value >= low:
+        if not isinstance(value, Real) or not float(value) >= low:
             raise ValueError(f"selector.{name}={value!r} must be at least {low:g}")
 
 
