@@ -17,7 +17,8 @@ def test_without_novelty_the_best_aligned_are_kept_and_nothing_else_is_asked(poo
 def test_the_pairs_worth_most_are_kept(pool, signals):
     selection = TLDR()(pool, signals, keep=75, seed=0)
     alignment, distance, worth = (selection.scores[name] for name in ("alignment", "distance", "worth"))
-    assert worth == pytest.approx(standard(alignment) + 0.35 * standard(np.log(distance)), abs=1e-5)
+    novelty = np.minimum(standard(np.log(distance)), 0.3)
+    assert worth == pytest.approx(standard(alignment) + 0.5 * novelty, abs=1e-5)
     kept = np.zeros(300, bool)
     kept[selection.rows] = True
     assert worth[kept].min() >= worth[~kept].max()
@@ -39,12 +40,24 @@ def test_repetitions_go_first(pool, store, values):
     picture = np.arange(300) // 4
     values["codes"] = values["codes"][picture * 4]
     left = []
-    for novelty in (0, 0.35, 1e6):
+    for novelty in (0, 0.5, 1e6):
         rows = TLDR(novelty=novelty)(pool, store(values), keep=60, seed=0).rows
         left.append(len(np.unique(picture[rows])))
     assert left[0] < left[1] <= left[2] == 60
     for row in rows:
         assert values["alignment"][row] == values["alignment"][picture == picture[row]].max()
+
+
+def test_beyond_the_limit_a_picture_far_from_all_others_is_worth_no_more(pool, store, values):
+    """One that fits as badly as any is kept for its distance alone, unless that counts up to a limit."""
+    alignment, codes = np.sort(values["alignment"])[::-1].copy(), np.zeros_like(values["codes"])
+    codes[:] = values["codes"][:1]
+    codes[:, 0] = np.arange(300) % 3  # all much alike
+    codes[-1] = values["codes"][0].max() - values["codes"][0]
+    values.update(alignment=alignment, codes=codes)
+    kept = {limit: TLDR(limit=limit)(pool, store(values), keep=75, seed=0).rows for limit in (0.3, np.inf)}
+    assert 299 in kept[np.inf]
+    assert 299 not in kept[0.3]
 
 
 def test_wrong_captions_go(pool, signals):
@@ -93,6 +106,7 @@ def test_reasons_say_what_decided(pool, signals):
     ("options", "message"),
     [
         ({"novelty": -1.0}, r"selector\.novelty=-1\.0 must be at least 0"),
+        ({"limit": "none"}, r"selector\.limit='none'; a number of standard deviations; inf: no limit"),
         ({"feature": "pixels"}, r"selector\.feature='pixels'; choose from tokens, mean, histogram, raw, embedding"),
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
         ({"rows_per_cluster": 0}, r"selector\.rows_per_cluster=0 must be at least 1"),

@@ -11,7 +11,8 @@ captioner and the same codes say more:
 
 A pair is worth its fit plus ``novelty`` times the logarithm of that distance, both in standard deviations of the pool:
 nothing has to be known of how many captions are wrong, of how many pictures repeat, or of how similar repetitions are,
-and a smaller selection is part of a larger one. Pairs are compared inside clusters, as in SemDeDup.
+and a smaller selection is part of a larger one. Beyond ``limit`` a greater distance is worth no more: what is far from
+all that fits better is often a pair that fits badly. Pairs are compared inside clusters, as in SemDeDup.
 
 Shapes: N pairs.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tldr.check import check_number
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, at_least, best
 from tldr.signal.feature import Feature, sampled, signal_of
@@ -31,13 +33,15 @@ NEAREST = 1e-3  # distances below it are as good as none
 
 class TLDR(Selector):
     """``novelty``: how many standard deviations of fit one of novelty is worth; 0: the fit alone, and no codes are
-    asked for. ``feature`` (`tldr.signal.feature`, ``dim`` components) says what is alike, inside ``clusters`` at most,
-    of ``rows_per_cluster`` pairs at least; its vectors are held in memory, 4 bytes a number."""
+    asked for. ``limit``: the standard deviations above its mean that novelty counts up to; inf: all. ``feature``
+    (`tldr.signal.feature`, ``dim`` components) says what is alike, inside ``clusters`` at most, of ``rows_per_cluster``
+    pairs at least; its vectors are held in memory, 4 bytes a number."""
 
     def __init__(
         self,
         *,
-        novelty: float = 0.35,
+        novelty: float = 0.5,
+        limit: float = 0.3,
         feature: str = "tokens",
         dim: int = 64,
         clusters: int = 50_000,
@@ -45,7 +49,8 @@ class TLDR(Selector):
     ) -> None:
         at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         at_least(0, novelty=novelty)
-        self.novelty, self.feature, self.dim = novelty, feature, dim
+        check_number("selector.limit", limit, "a number of standard deviations; inf: no limit", low=-np.inf)
+        self.novelty, self.limit, self.feature, self.dim = novelty, limit, feature, dim
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         alike = signal_of(feature)
         self.needs = (alike, "alignment") if novelty else ("alignment",)
@@ -63,7 +68,7 @@ class TLDR(Selector):
         found = Duplicates.find(rows, clusters, choice=fit, seed=seed)
         distance = np.maximum(np.sqrt(np.maximum(2 - 2 * found.similarity, 0)), NEAREST)
         distance[found.twin < 0] = distance[found.twin >= 0].max(initial=1.0)  # nobody in the cluster fits better
-        worth = standard(fit) + self.novelty * standard(np.log(distance))
+        worth = standard(fit) + self.novelty * np.minimum(standard(np.log(distance)), self.limit)
         kept, cut = best(worth, keep)
         uids = pool.uids
         reasons = [
