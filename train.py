@@ -5,6 +5,8 @@
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Run the task with what Hydra composed."""
-    from tldr.tasks.train import run  # here, so that --help and --cfg need no torch
+    from tldr.tasks.train import refuse_processes, run  # here, so that --help and --cfg need no torch
 
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    if HydraConfig.get().mode is RunMode.MULTIRUN:
+        refuse_processes(instantiate(cfg.trainer))
     run(**instantiate(cfg, _convert_="all"), config=config)
 
 

@@ -102,6 +102,18 @@ def test_append_joins_both(subset):
     assert Append(joiner=" | ")(subset, Author()).captions[5].as_py() == "a box | a green box"
 
 
+@pytest.mark.parametrize("joiner", [None, 0])
+def test_what_joins_is_a_text(joiner):
+    with pytest.raises(ValueError, match=rf"refiner\.joiner={joiner}; a text between the two captions"):
+        Append(joiner=joiner)
+
+
+@pytest.mark.parametrize("margin", [float("nan"), "2", None])
+def test_the_margin_is_a_number(margin):
+    with pytest.raises(ValueError, match=r"refiner\.margin=.*; how much better the generated caption must fit"):
+        Best(margin=margin)
+
+
 def test_append_cuts_nothing(subset):
     long = subset.with_column("caption", ["word " * 2000] * 6)
     captions = Append()(long, Author()).captions.to_pylist()

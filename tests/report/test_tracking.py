@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,24 @@ import numpy as np
 import pytest
 import torch
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from torch import nn
 
 from tldr.data.loading import PairsData
+from tldr.ledger import Ledger, Stage
 from tldr.report.tracking import (
     CaptionTable,
+    _plain,
     artifact_name,
+    begin,
     csv_logger,
+    ends_its_run,
     finish,
     log_file_artifact,
     log_pairs_artifact,
     log_selection,
     no_logger,
+    part_of,
     use_pairs_artifact,
 )
 from tldr.selector.base import Selection
@@ -169,10 +175,60 @@ def test_online_an_unknown_pool_becomes_an_artifact(pool, tmp_path):
 
 
 def test_the_next_job_of_a_sweep_gets_a_run_of_its_own(logger, tmp_path):
-    first = logger.experiment.id
-    finish(logger)
+    run = logger.experiment
+    finish(logger, Ledger([Stage("signals clip", seconds=2.5, flops=3e9)]))
+    assert writes(run, "ledger/signals clip/seconds", "ledger/signals clip/flops")
     second = WandbLogger(save_dir=tmp_path, project="test", offline=True)
-    assert second.experiment.id != first
+    assert second.experiment.id != run.id
+
+
+def test_nor_that_of_one_that_failed(logger, tmp_path):
+    """Its run ends with it; one that was there before does not."""
+
+    @ends_its_run
+    def task(begins: bool) -> None:
+        if begins:
+            assert WandbLogger(save_dir=tmp_path, project="test", offline=True).experiment is wandb.run
+        raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed"):
+        task(True)
+    assert wandb.run is None
+    mine = logger.experiment
+    with pytest.raises(ValueError, match="failed"):
+        task(False)
+    assert wandb.run is mine
+
+
+def test_the_group_is_the_users_or_that_of_the_data():
+    made: list[dict] = []
+
+    def logger(**told: Any) -> Logger:
+        made.append(told)
+        return no_logger()
+
+    for group in (None, "mine"):
+        begin(partial(logger, group=group), name="n" * 200, group="cc3m", save_dir="out")
+    assert made == [{"name": "n" * 120, "group": group, "save_dir": "out"} for group in ("cc3m", "mine")]
+
+
+def test_scorers_do_not_write_over_each_other(logger):
+    part_of(logger, "clip").log_metrics({"loss": 1.0}, step=3)
+    part_of(logger, "").log_metrics({"loss": 2.0}, step=4)
+    assert {"clip-loss": 1.0, "loss": 2.0}.items() <= dict(logger.experiment.summary).items()
+    quiet = no_logger()
+    assert part_of(quiet, "clip") is quiet
+
+
+@pytest.mark.parametrize("name", ["a" * 200, "full-data.size-600__+model.dim-3", "my pics/x", "mödel"])
+def test_any_name_makes_an_artifact(logger, tmp_path, name):
+    file = tmp_path / "model.ckpt"
+    file.write_bytes(b"weights")
+    log_file_artifact(logger.experiment, file, name=f"model-{name}", type="model")
+    assert logger.experiment.config["lineage/model/name"] == f"model-{name}"
+    other = name[:-1] + "b"
+    assert _plain(name) != _plain(other)
+    assert len(_plain(name)) <= 128
 
 
 # ---------------------------------------------------------------- nothing to log to
@@ -286,6 +342,11 @@ def test_captions_are_not_written_for_nobody(pool, quiet):
     assert module.said == []
 
 
-def test_impossible_intervals():
-    with pytest.raises(ValueError, match="every_n_steps=0"):
-        CaptionTable(every_n_steps=0)
+@pytest.mark.parametrize("every", [-1, 2.5, None])
+def test_impossible_intervals(every):
+    with pytest.raises(ValueError, match=rf"caption_table_every={every}; steps between tables of captions"):
+        CaptionTable(every_n_steps=every)
+
+
+def test_none_are_asked_for(logger, pool):
+    assert train(pool, logger, CaptionTable(every_n_steps=0), steps=2).said == []

@@ -87,6 +87,8 @@ def test_low_similarities_do_not_vanish():
     ("options", "message"),
     [
         ({"temperature": 0}, r"selector\.temperature=0 must be above 0"),
+        ({"temperature": np.nan}, r"selector\.temperature=nan must be above 0, and finite"),
+        ({"shuffles": 2.5}, r"selector\.shuffles=2\.5 must be a whole number"),
         ({"batch_size": 1}, r"selector\.batch_size=1 must be at least 2"),
         ({"shuffles": 0}, r"selector\.shuffles=0 must be at least 1"),
     ],

@@ -97,6 +97,17 @@ def test_a_fixed_epsilon_draws_from_what_remains(pool, values, planted, store):
     assert counts == [100, 140]
 
 
+def test_repeated_pictures_are_drawn_as_often_as_others(pool, store, values):
+    """Who of a group goes first is drawn, too, but by another draw: else the first of many would hardly be kept."""
+    rng = np.random.default_rng(2)
+    group = np.concatenate([np.arange(150), np.repeat(np.arange(150, 180), 5)])  # 150 alone, 30 groups of five
+    values["clip.embedding"] = rng.standard_normal((180, 16)).astype(np.float16)[group]
+    kept = [SemDeDup(epsilon=0.01, choice="random")(pool, store(values), keep=90, seed=seed).rows for seed in range(12)]
+    alone, repeated = (np.mean([np.isin(rows, part).sum() for rows in kept]) for part in (range(150), range(150, N)))
+    assert alone / 150 == pytest.approx(0.5, abs=0.06)
+    assert repeated / 30 == pytest.approx(0.5, abs=0.12)
+
+
 def test_a_fixed_epsilon_takes_the_least_similar_back(pool, values, planted, store):
     selection = SemDeDup(epsilon=0.03)(pool, store(values), keep=255, seed=0)
     similarity = selection.scores["similarity"]
@@ -119,6 +130,8 @@ def test_clusters_follow_the_pool(pool, signals, capsys):
     [
         ({"choice": "best"}, r"selector\.choice='best'; choose from hard, easy, random"),
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
+        ({"clusters": True}, r"selector\.clusters=True must be a whole number"),
+        ({"rows_per_cluster": 32.5}, r"selector\.rows_per_cluster=32\.5 must be a whole number"),
         ({"epsilon": -0.1}, r"selector\.epsilon=-0\.1: a cosine distance"),
     ],
 )

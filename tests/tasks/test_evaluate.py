@@ -122,6 +122,17 @@ def test_one_evaluator_writes_as_before(shapes, checkpoints, evaluators, tmp_pat
     assert "\n\n" not in said
 
 
+def test_nor_those_of_other_options(shapes, checkpoints, evaluators, tmp_path):
+    """The file tells them, and the command with others writes another."""
+    given = {"evaluator": {"retrieval": evaluators["retrieval"]}, "checkpoint": checkpoints["blip"]}
+    options = [{"retrieval": {"rerank_k": k}} for k in (0, 16)]
+    for asked in (*options, options[1]):
+        evaluate(shapes, tmp_path, **given, config={"evaluator": asked})
+    files = [file for file in (tmp_path / "out").glob("evaluation-*.json") if "details" not in file.name]
+    told = [json.loads(file.read_text())["options"] for file in files]
+    assert sorted(told, key=str) == sorted(options, key=str)
+
+
 def test_numbers_of_other_pairs_are_not_written_over(shapes, checkpoints, evaluators, tmp_path):
     """Subsets are called by their folders, whole; and of two with one name, the second is told apart."""
     pool = read_pool(shapes, progress=False).pairs

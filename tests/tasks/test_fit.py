@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from PIL import Image
 
 from tldr.data.loading import transform
@@ -15,6 +16,7 @@ from tldr.model.blip import Blip
 from tldr.model.clip import Clip
 from tldr.pairs import Pairs
 from tldr.tasks.fit import fit
+from tldr.tasks.resume import RollingCheckpoint
 
 VIT = {"backbone": "vit", "image_size": 32, "patch_size": 16, "width": 16, "depth": 1, "heads": 2}
 TEXT = {"width": 16, "depth": 1, "heads": 2, "max_length": 48}
@@ -24,7 +26,8 @@ CPU = partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_mo
 
 
 def train(pairs, folder: Path, model: Any = CLIP, **options) -> dict[str, torch.Tensor]:
-    fit(pairs, model=model, trainer=CPU, folder=folder, **{"batch_size": 32, "seed": 0, "vocab_size": 200, **options})
+    usual = {"trainer": CPU, "batch_size": 32, "seed": 0, "vocab_size": 200}
+    fit(pairs, model=model, folder=folder, **{**usual, **options})
     return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
 
 
@@ -79,6 +82,63 @@ def test_steps_and_batches_are_whole_numbers(tiny_pool, tmp_path, given):
     ((key, value),) = given.items()
     with pytest.raises(ValueError, match=rf"{key}={value!r}; a whole number from 1 \(of a scorer: training.{key}\)"):
         train(tiny_pool, tmp_path, **{"max_steps": 1, **given})
+
+
+class Stop(L.Callback):
+    """What `trainer.max_time` does when the time is over."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        trainer.should_stop = trainer.global_step >= 5
+
+
+def test_what_ends_early_has_not_ended(tiny_pool, tmp_path, monkeypatch):
+    """It leaves what it can go on from, and then ends as if nothing had been."""
+    whole = train(tiny_pool, tmp_path / "whole", max_steps=14)
+    with pytest.raises(SystemExit, match=r"stopped after step 5 of 14, without a model\.ckpt; .*last\.ckpt"):
+        train(tiny_pool, tmp_path / "out", max_steps=14, trainer=partial(CPU, callbacks=[Stop()]))
+    assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["last.ckpt"]
+    found = train(tiny_pool, tmp_path / "out", max_steps=14, resume=True)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_a_slurm_job_that_is_requeued_goes_on_in_its_own_folder(tiny_pool, tmp_path, monkeypatch):
+    """Lightning leaves hpc_ckpt_1.ckpt and begins from it, which another run must not."""
+    monkeypatch.chdir(tmp_path)
+    whole = train(tiny_pool, tmp_path / "whole", max_steps=14)
+    with pytest.raises(SystemExit, match=r"after step 5 of 14"):
+        train(tiny_pool, tmp_path / "out", max_steps=14, trainer=partial(CPU, callbacks=[Stop()]))
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "out" / "last.ckpt").rename(tmp_path / "out" / "hpc_ckpt_1.ckpt")
+    with pytest.raises(ValueError, match=r"is of another run: rate was None and is now 1"):
+        train(tiny_pool, tmp_path / "out", max_steps=14, identity={"rate": 1})
+    found = train(tiny_pool, tmp_path / "out", max_steps=14)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_the_trainer_is_the_users_but_for_what_the_task_decides(tiny_pool, tmp_path):
+    seen = []
+
+    class Watching(L.Callback):
+        def on_train_start(self, trainer: Any, pl_module: L.LightningModule) -> None:
+            seen.append((trainer.log_every_n_steps, Path(trainer.default_root_dir)))
+
+    train(tiny_pool, tmp_path, max_steps=1, trainer=partial(CPU, callbacks=[Watching()], log_every_n_steps=7))
+    train(tiny_pool, tmp_path, max_steps=1, trainer=partial(CPU, callbacks=[Watching()]))
+    assert seen == [(7, tmp_path), (1, tmp_path)]
+    for key, told in {"max_epochs": "max_steps=", "default_root_dir": "out=", "logger": "logger="}.items():
+        with pytest.raises(ValueError, match=rf"trainer\.{key}=3: the task decides it; set {told}"):
+            train(tiny_pool, tmp_path, max_steps=1, trainer=partial(CPU, **{key: 3}))
+
+
+def test_a_run_that_ran_out_of_time_has_it_again(tmp_path):
+    checkpoint = {"callbacks": {"Timer": {"time_elapsed": {"train": 3600}}, "Other": {}}}
+    module: Any = None
+    RollingCheckpoint(tmp_path, every=1, identity={}).on_load_checkpoint(module, module, checkpoint)
+    assert checkpoint == {"callbacks": {"Other": {}}}
+    assert Timer(duration={"hours": 1}).state_key == "Timer"
 
 
 class Terminated(L.Callback):

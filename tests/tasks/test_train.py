@@ -22,8 +22,8 @@ from tldr.model.nlvr2 import Nlvr2
 from tldr.model.vqa import Vqa
 from tldr.pairs import Pairs
 from tldr.report.tracking import no_logger
-from tldr.tasks.evaluate import choose
-from tldr.tasks.train import TASKS, next_command, run
+from tldr.tasks.evaluate import choose, trained_on
+from tldr.tasks.train import TASKS, next_command, refuse_processes, run
 
 ROOT = Path(__file__).parents[2]
 IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
@@ -40,12 +40,11 @@ def train(pairs: Pairs, folder: Path, model: Any, **more: Any) -> Path:
         data=Shapes(folder),
         model=model,
         trainer=partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False),
-        logger=no_logger,
         names={"data": "csv", "model": "some"},  # what `data` says, where the pairs are of other data
         cache=folder / "cache",
         pairs=pairs.write(folder / "pairs"),
         out=folder / "out",
-        **{"max_steps": 1, "batch_size": 32, "seed": 0, "vocab_size": 200, **more},
+        **{"logger": no_logger, "max_steps": 1, "batch_size": 32, "seed": 0, "vocab_size": 200, **more},
     )
 
 
@@ -67,6 +66,16 @@ KINDS = {
     "blip": "retrieval", "vilt": "retrieval", "clip": "retrieval", "captioner": "captioning", "nlvr2": "nlvr2",
     "vqa": "vqa", "classifier": "classification",
 }  # fmt: skip
+
+
+def test_a_sweep_does_not_start_processes_of_its_own(monkeypatch):
+    """Lightning starts them with the command line, the -m in it: each would begin the sweep again."""
+    several = partial(L.Trainer, accelerator="cpu", devices=2, strategy="ddp", enable_progress_bar=False)
+    with pytest.raises(ValueError, match=r"-m and 2 processes on one machine: .*submitit_slurm"):
+        refuse_processes(several)
+    refuse_processes(partial(several, devices=1))
+    monkeypatch.setenv("LOCAL_RANK", "0")  # torchrun's, or a cluster's, has started them
+    refuse_processes(several)
 
 
 def test_these_are_all_models():
@@ -99,6 +108,32 @@ def test_the_run_ends_with_it(tiny_pool, tmp_path, capsys):
     folder = tmp_path / "out"
     expected = f"next: python evaluate.py checkpoint={folder} evaluator=captioning data=shapes_eval"
     assert capsys.readouterr().out.splitlines()[-1] == expected
+
+
+def test_a_model_knows_what_selection_it_has_learned_from(tiny_pool, tmp_path):
+    """So that the dashboard can draw its scores against the compression; the configuration says data=csv."""
+    told: list[dict[str, Any]] = []
+
+    def logger(**options: Any) -> Any:
+        told.append(options)
+        return no_logger()
+
+    asked = {"names": {"data": "cc3m", "selector": "tldr", "refiner": "none"}, "compression": 0.75, "seed": 3}
+    checkpoint = train(tiny_pool.take(range(64), provenance=asked), tmp_path, partial(Clip, **TOWERS), logger=logger)
+    of = {"data": "cc3m", "selector": "tldr", "refiner": "none", "compression": 0.75, "seed": 3}
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["subset"] == of
+    assert trained_on(checkpoint) == of
+    assert told[0]["group"] == "cc3m"
+    assert trained_on(tmp_path / "given" / "model.ckpt") == {}
+
+
+def test_a_finished_model_of_other_pairs_is_not_replaced(tiny_pool, tmp_path):
+    checkpoint = train(tiny_pool, tmp_path, partial(Clip, **TOWERS))
+    written = checkpoint.read_bytes()
+    with pytest.raises(ValueError, match=r"model\.ckpt is of another run: pairs was .* another folder: out="):
+        train(tiny_pool.take(range(64), provenance={}), tmp_path, partial(Clip, **TOWERS))
+    assert checkpoint.read_bytes() == written
+    train(tiny_pool, tmp_path, partial(Clip, **TOWERS))  # the same once more
 
 
 # ---------------------------------------------------------------- exports that there cannot be

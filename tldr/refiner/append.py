@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tldr.pairs import Pairs
-from tldr.refiner.base import Refiner, Writer
+from tldr.refiner.base import Refiner, Writer, check_joiner
 
 
 class Append(Refiner):
     """Original, ``joiner``, generated."""
 
     def __init__(self, *, joiner: str = "; ") -> None:
+        check_joiner(joiner)
         self.joiner = joiner
 
     def refine(self, subset: Pairs, generated: Sequence[str], writer: Writer) -> list[str]:

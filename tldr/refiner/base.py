@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from tldr.check import check_number
 from tldr.pairs import Pairs
 from tldr.signal.panel import MAIN
 
@@ -48,6 +50,17 @@ def better(subset: Pairs, generated: Sequence[str], writer: Writer, margin: floa
     old, new = judged(subset, generated, writer)
     captions = zip(subset.captions.to_pylist(), generated, new - old, strict=True)
     return [made if ahead > margin else found for found, made, ahead in captions]
+
+
+def check_joiner(joiner: object) -> None:
+    """Raises ValueError for what is no text."""
+    if not isinstance(joiner, str):
+        raise ValueError(f"refiner.joiner={joiner!r}; a text between the two captions, such as '; '")
+
+
+def check_margin(margin: float) -> None:
+    """Raises ValueError for what is no number."""
+    check_number("refiner.margin", margin, "how much better the generated caption must fit, in nats", low=-math.inf)
 
 
 class Refiner(ABC):

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from tldr.pairs import Pairs
-from tldr.refiner.base import Refiner, Writer, judged
+from tldr.refiner.base import Refiner, Writer, check_joiner, judged
 from tldr.signal.panel import MAIN
 
 VERDICT, KEPT = "capfilt", "captions_kept"
@@ -55,6 +55,7 @@ class CapFilt(Refiner):
             raise ValueError(f"refiner.threshold={threshold} is no cut: it is in log-odds (nats), 0 in the paper")
         self.scorer = MAIN if filter == NOBODY else filter
         self.needs = (f"{filter}.alignment",) if self.scorer else ()
+        check_joiner(joiner)
         self.threshold, self.both, self.joiner, self.seed = threshold, both, joiner, seed
 
     def refine(

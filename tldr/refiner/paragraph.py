@@ -32,7 +32,7 @@ from tqdm import tqdm
 from tldr.atomic import atomic_path
 from tldr.data.images import ImageError, ImageStore
 from tldr.pairs import DIGEST, Pairs
-from tldr.refiner.base import Refiner, Writer, better
+from tldr.refiner.base import Refiner, Writer, better, check_joiner, check_margin
 from tldr.signal.panel import MAIN
 
 MODES = ("append", "replace", "best")
@@ -68,6 +68,8 @@ class Paragraph(Refiner):
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"refiner.mode={mode!r}; choose from {', '.join(MODES)}")
+        check_joiner(joiner)
+        check_margin(margin)
         self.mode, self.joiner, self.margin = mode, joiner, margin
         self.needs_writer = mode == "best"
         options = {"max_new_tokens": max_new_tokens, **(generation or {})}
@@ -111,7 +113,8 @@ class Paragraph(Refiner):
         return [known[name] for name in names]
 
     def _part(self, subset: Pairs, rows: list[int], name: str, bar: tqdm) -> list[str]:
-        """The paragraphs of these rows; what is drawn depends on ``name`` alone, not on what is in the cache."""
+        """The paragraphs of these rows. What is drawn depends on them and on ``name``: a text that was drawn is that of
+        the run that wrote it first."""
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
         store, texts = ImageStore(subset.root), []
         device = self.captioner.device

@@ -11,22 +11,28 @@ was is told by the hash in ``content.json``.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
 
 import lightning as L
 import numpy as np
 import pyarrow as pa
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Subset
 
+from tldr.check import check_number
 from tldr.data.images import ImageError, ImageStore
 from tldr.data.loading import PairsDataset, ordered_loader
+from tldr.ledger import Ledger
 from tldr.pairs import Pairs
 from tldr.report.decisions import Decisions
 from tldr.report.truth import planted
@@ -34,7 +40,11 @@ from tldr.report.truth import planted
 if TYPE_CHECKING:
     import wandb
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _BINS = 64
+_NAME = 120  # characters; W&B takes 128
 _PICTURE = 256  # pixels of the longer side
 
 
@@ -48,11 +58,49 @@ def csv_logger(*, save_dir: str | Path, **_: Any) -> Logger:
     return CSVLogger(save_dir, name="csv")
 
 
-def finish(logger: Logger) -> None:
-    """Close the run, so that the next job of a sweep begins its own."""
+def begin(logger: Callable[..., Logger], *, name: str, group: str, **options: Any) -> Logger:
+    """A run of this ``name``, in its own ``group`` or in this one."""
+    if getattr(logger, "keywords", {}).get("group") is None:
+        options["group"] = group
+    return logger(name=name[:_NAME], **options)
+
+
+def part_of(logger: Logger, name: str) -> Logger:
+    """Where the scorer ``name`` tells of its training: beside the others, whose steps begin at 0 too."""
+    run = live_run(logger.experiment)  # pyright: ignore[reportAttributeAccessIssue]
+    return WandbLogger(experiment=cast(Any, run), prefix=name) if run is not None and name else logger
+
+
+def ends_its_run(task: Callable[P, T]) -> Callable[P, T]:
+    """The task also closes the W&B run that it began when it fails: the next job of a sweep would go on with that."""
+
+    @wraps(task)
+    def closed(*args: P.args, **kwargs: P.kwargs) -> T:
+        before = _current()
+        try:
+            return task(*args, **kwargs)
+        except BaseException:
+            run = _current()
+            if run is not None and run is not before:
+                run.finish(exit_code=1)
+            raise
+
+    return closed
+
+
+def _current() -> wandb.Run | None:
+    module = sys.modules.get("wandb")
+    return None if module is None else module.run
+
+
+def finish(logger: Logger, ledger: Ledger | None = None) -> None:
+    """Close the run, with what it cost in its summary, so that the next job of a sweep begins its own."""
     logger.finalize("success")
     run = live_run(logger.experiment)  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
     if run is not None:
+        for stage in ledger.stages if ledger else ():
+            cost = {"seconds": stage.seconds, "flops": stage.flops, "cached": stage.cached}
+            run.summary.update({f"ledger/{stage.name}/{unit}": value for unit, value in cost.items()})
         run.finish()
 
 
@@ -153,7 +201,7 @@ def use_pairs_artifact(experiment: object, pairs: Pairs, path: str | Path, *, na
     import wandb
 
     try:
-        run.use_artifact(f"{name}:latest")
+        run.use_artifact(f"{artifact.name}:latest")
     except (wandb.Error, ValueError):  # not there: the run that made it was offline, or nobody logged it
         run.use_artifact(artifact)
 
@@ -173,13 +221,21 @@ def _artifact(run: wandb.Run, path: str | Path, *, name: str, type: str, content
 
     lineage = {f"lineage/{type}/{key}": value for key, value in {"name": name, **content}.items() if value is not None}
     run.config.update(lineage, allow_val_change=True)
-    artifact = wandb.Artifact(name, type, metadata=dict(content))
+    artifact = wandb.Artifact(_plain(name), type, metadata=dict(content))
     file = Path(path).resolve()
     file = file / "pairs.arrow" if file.is_dir() else file
     artifact.add_reference(file.as_uri(), checksum=False)  # which would read a pool of any size
     with artifact.new_file("content.json") as handle:  # else another file at the same path would be the same version
         json.dump(content, handle, sort_keys=True)
     return artifact
+
+
+def _plain(name: str) -> str:
+    """A name that W&B takes for an artifact; one with other signs, or too long, keeps apart from others by a digest."""
+    plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)
+    if plain == name and len(name) <= _NAME:
+        return name
+    return f"{plain[: _NAME - 9]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 # --- captions while training ----------------------------------------------------------------------------------------
@@ -194,13 +250,13 @@ class Writer(Protocol):
 
 
 class CaptionTable(L.Callback):
-    """Every ``every_n_steps`` optimiser steps, and at the end: a table of ``count`` pictures of the training pairs,
-    always the same, with the original captions and those that the model now writes. Training goes on as if it had not
-    happened: the random state and the modules' modes are put back."""
+    """Every ``every_n_steps`` optimiser steps (0: never), and at the end: a table of ``count`` pictures of the training
+    pairs, always the same, with the original captions and those that the model now writes. Training goes on as if it
+    had not happened: the random state and the modules' modes are put back."""
 
     def __init__(self, *, every_n_steps: int, count: int = 16, strategy: str = "greedy") -> None:
-        if every_n_steps < 1 or count < 1:
-            raise ValueError(f"every_n_steps={every_n_steps} and count={count} must be at least 1")
+        meaning = "steps between tables of captions, a whole number from 1; 0: none"
+        check_number("caption_table_every", every_n_steps, meaning, low=0, whole=True)
         self.every_n_steps, self.count, self.strategy = every_n_steps, count, strategy
         self._logged = 0  # the step of the last table: with accumulated gradients, several batches share a step
 
@@ -208,12 +264,13 @@ class CaptionTable(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log where it is time."""
-        if trainer.global_step % self.every_n_steps == 0:
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
             self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what it has learned."""
-        self._log(trainer, pl_module)
+        if self.every_n_steps:
+            self._log(trainer, pl_module)
 
     def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         run = live_run(cast(Any, trainer.logger).experiment if trainer.logger is not None else None)

@@ -8,10 +8,11 @@ Shapes: N pairs of the pool, n = keep.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,26 @@ from tldr.pairs import Pairs
 from tldr.signal.store import Signals
 
 
-def at_least(low: float, **options: float) -> None:
+def at_least(low: float, /, **options: float) -> None:
     """Raises ValueError naming the first of a selector's ``options`` that is below ``low``."""
     for name, value in options.items():
         if not isinstance(value, Real) or not float(value) >= low:
             raise ValueError(f"selector.{name}={value!r} must be at least {low:g}")
+
+
+def counts(low: int, /, **options: int) -> None:
+    """The same of ``options`` that are whole numbers."""
+    at_least(low, **options)
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError(f"selector.{name}={value!r} must be a whole number")
+
+
+def above_zero(**options: float) -> None:
+    """Raises ValueError naming the first of a selector's ``options`` that is no finite number above 0."""
+    for name, value in options.items():
+        if not isinstance(value, Real) or not 0 < float(value) < math.inf:
+            raise ValueError(f"selector.{name}={value!r} must be above 0, and finite")
 
 
 def one_of(choices: Iterable[str], **options: str) -> None:

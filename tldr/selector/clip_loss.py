@@ -4,8 +4,9 @@ and caption score with others.
     s_ii - T/2 [log sum_j exp(s_ij / T) + log sum_j exp(s_ji / T)]
 
 over the j of a random batch, its own i with them, in the mean over several divisions of the pool into batches. A
-caption that fits every picture (*image*) has a high score with all of them and loses it here. T is the temperature at
-which the scorer was trained; its batch is that of OpenAI's CLIP.
+caption that fits every picture has a high score with all of them and loses it here. T is the one at which OpenAI's
+CLIP ended, and the batch is its; a CLIP that is trained here for a few hundred steps ends at 0.06 to 0.08, and even of
+its scores 0.01 tells wrong captions better: at 0.0765 the AUC was 0.007 to 0.02 lower on four pools.
 
 Shapes: N pairs, B of a batch, E width of the embedding.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best
+from tldr.selector.base import Selection, Selector, above_zero, best, counts
 from tldr.signal.sphere import unit_rows
 from tldr.signal.store import Signals
 
@@ -31,10 +32,9 @@ class ClipLoss(Selector):
     def __init__(
         self, *, scorer: str = "clip", temperature: float = 0.01, batch_size: int = 32_768, shuffles: int = 10
     ) -> None:
-        if temperature <= 0:
-            raise ValueError(f"selector.temperature={temperature} must be above 0; OpenAI's CLIP ended at 0.01")
-        at_least(2, batch_size=batch_size)
-        at_least(1, shuffles=shuffles)
+        above_zero(temperature=temperature)
+        counts(2, batch_size=batch_size)
+        counts(1, shuffles=shuffles)
         self.temperature, self.batch_size, self.shuffles = temperature, batch_size, shuffles
         self.image, self.text = f"{scorer}.embedding", f"{scorer}.text_embedding"
         self.needs = (self.image, self.text)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best
+from tldr.selector.base import Selection, Selector, best, counts
 from tldr.signal.sphere import DENSE, Sphere, cluster_count, unit, unit_rows
 from tldr.signal.store import Signals
 
@@ -34,7 +34,7 @@ class ClipCov(Selector):
     ``clip`` or another with both."""
 
     def __init__(self, *, clusters: int = 1000, rows_per_cluster: int = 128, scorer: str = "clip") -> None:
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         self.needs = (f"{scorer}.embedding", f"{scorer}.text_embedding")
 

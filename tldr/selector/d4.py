@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best, one_of
+from tldr.selector.base import Selection, Selector, best, counts, one_of
 from tldr.signal.sphere import CHOICES, Duplicates, Sphere, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -35,7 +35,7 @@ class D4(Selector):
         if not 0 < dedup <= 1:
             raise ValueError(f"selector.dedup={dedup}: the share kept by SemDeDup, inside (0, 1]")
         one_of(CHOICES, choice=choice)
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dedup_rows_per_cluster=dedup_rows_per_cluster)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dedup_rows_per_cluster=dedup_rows_per_cluster)
         self.dedup, self.choice, self.dedup_rows_per_cluster = dedup, choice, dedup_rows_per_cluster
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
         self.needs = (embedding,)

@@ -31,7 +31,7 @@ from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.ledger import metered
 from tldr.nn.distillation import NETWORKS, WIDTHS, Distilled, Steps, unroll, xavier
 from tldr.pairs import DIGEST, Pairs, derive_uid
-from tldr.selector.base import Made, Maker, at_least, one_of
+from tldr.selector.base import Made, Maker, above_zero, counts, one_of
 from tldr.signal.store import Signals
 
 INITS = ("random", "fixed")
@@ -67,11 +67,9 @@ class DatasetDistillation(Maker):
         one_of(NETWORKS, network=network)
         one_of(INITS, init=init)
         self.width = WIDTHS[network] if width is None else width
-        counts = {"width": self.width, "networks": networks, "steps": steps, "passes": passes, "iterations": iterations}
-        at_least(1, **counts, batch_size=batch_size)
-        for name, value in {"step_size": step_size, "lr": lr}.items():
-            if value <= 0:
-                raise ValueError(f"selector.{name}={value} must be above 0")
+        counts(1, width=self.width, networks=networks, steps=steps, passes=passes, iterations=iterations)
+        counts(1, batch_size=batch_size)
+        above_zero(step_size=step_size, lr=lr)
         if caption is not None and "{class}" not in caption:
             raise ValueError(f"selector.caption={caption!r} has no {{class}}; write 'a photo of a {{class}}', or null")
         NETWORKS[network](image_size=image_size, classes=2, width=self.width)  # raises where the pictures are too small

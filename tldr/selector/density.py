@@ -17,7 +17,7 @@ import numpy as np
 
 from tldr.cluster import quotas, ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best, one_of
+from tldr.selector.base import Selection, Selector, above_zero, best, counts, one_of
 from tldr.signal.sphere import CHOICES, Duplicates, Sphere, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -41,10 +41,9 @@ class Density(Selector):
         embedding: str = "clip.embedding",
     ) -> None:
         one_of(CHOICES, choice=choice)
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster, neighbours=neighbours)
-        at_least(1, dedup_rows_per_cluster=dedup_rows_per_cluster)
-        if temperature <= 0:
-            raise ValueError(f"selector.temperature={temperature} must be above 0")
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, neighbours=neighbours)
+        counts(1, dedup_rows_per_cluster=dedup_rows_per_cluster)
+        above_zero(temperature=temperature)
         if not 0 <= floor <= 1:
             raise ValueError(f"selector.floor={floor}: a share of the equal part, inside [0, 1]")
         if dedup is not None and not 0 < dedup <= 1:

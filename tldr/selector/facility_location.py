@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least
+from tldr.selector.base import Selection, Selector, counts
 from tldr.signal.sphere import unit_rows
 from tldr.signal.store import Signals
 
@@ -29,7 +29,7 @@ class FacilityLocation(Selector):
     """Over the graph of the nearest ``neighbours`` by ``embedding``."""
 
     def __init__(self, *, neighbours: int = 32, embedding: str = "clip.embedding") -> None:
-        at_least(1, neighbours=neighbours)
+        counts(1, neighbours=neighbours)
         self.neighbours, self.embedding = neighbours, embedding
         self.needs = (embedding,)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tldr.cluster import proportional
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least
+from tldr.selector.base import Selection, Selector, counts
 from tldr.signal.sphere import Sphere, similarities, unit_rows
 from tldr.signal.store import Signals
 
@@ -24,7 +24,7 @@ class Herding(Selector):
     one."""
 
     def __init__(self, *, rows_per_cluster: int = 2000, embedding: str = "clip.embedding") -> None:
-        at_least(1, rows_per_cluster=rows_per_cluster)
+        counts(1, rows_per_cluster=rows_per_cluster)
         self.rows_per_cluster, self.embedding = rows_per_cluster, embedding
         self.needs = (embedding,)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from tldr.data import basic
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, at_least
+from tldr.selector.base import Selection, Selector, Target, at_least, counts
 from tldr.signal.sphere import Sphere, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -41,7 +41,7 @@ class ImageFilter(Selector):
         embedding: str = "clip.embedding",
         target: Any = None,
     ) -> None:
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         at_least(0, words=words, characters=characters)
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
         self.words, self.characters, self.language, self.score = words, characters, language, score

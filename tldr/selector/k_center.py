@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best
+from tldr.selector.base import Selection, Selector, best, counts
 from tldr.signal.sphere import Sphere, similarities, unit_rows
 from tldr.signal.store import Signals
 
@@ -25,7 +25,7 @@ class KCenter(Selector):
     """Distances are cosine over ``embedding``; parts have ``rows_per_cluster`` pairs on average, fewer pools one."""
 
     def __init__(self, *, rows_per_cluster: int = 2000, embedding: str = "clip.embedding") -> None:
-        at_least(1, rows_per_cluster=rows_per_cluster)
+        counts(1, rows_per_cluster=rows_per_cluster)
         self.rows_per_cluster, self.embedding = rows_per_cluster, embedding
         self.needs = (embedding,)
 

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from tldr.data.phrases import Phrases, ids, parts, words
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least
+from tldr.selector.base import Selection, Selector, counts
 from tldr.signal.store import Signals
 
 
@@ -48,7 +48,7 @@ class MetaCLIP(Selector):
         rows_per_count: int = 10_000,
         npmi: float = 0.5,
     ) -> None:
-        at_least(1, min_count=min_count, rows_per_count=rows_per_count)
+        counts(1, min_count=min_count, rows_per_count=rows_per_count)
         if not -1 <= npmi <= 1:
             raise ValueError(f"selector.npmi={npmi}: normalised pointwise mutual information lies inside [-1, 1]")
         self.entries = None if entries is None else _read(entries)

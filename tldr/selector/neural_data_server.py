@@ -21,7 +21,7 @@ from tldr.cluster import POINTS_PER_CENTROID, KMeans
 from tldr.data.loading import PairsDataset
 from tldr.ledger import charge_found, metered
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, at_least, best, one_of
+from tldr.selector.base import Selection, Selector, Target, best, counts, one_of
 from tldr.signal.experts import PairExperts, RotationExperts
 from tldr.signal.feature import sampled
 from tldr.signal.store import Signal, Signals
@@ -49,7 +49,7 @@ class NeuralDataServer(Selector):
         image_size: int = 32,
     ) -> None:
         one_of(PROXIES, proxy=proxy)
-        at_least(1, parts=parts, rows_per_part=rows_per_part, steps=steps)
+        counts(1, parts=parts, rows_per_part=rows_per_part, steps=steps)
         if not temperature > 0:
             raise ValueError(f"selector.temperature={temperature}; take a number above 0, such as 0.1")
         self.target, self.parts, self.rows_per_part, self.proxy = target, parts, rows_per_part, proxy

@@ -18,7 +18,7 @@ import faiss
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, at_least, best, one_of
+from tldr.selector.base import Selection, Selector, Target, best, counts, one_of
 from tldr.signal.sphere import unit_rows
 from tldr.signal.store import Signals
 
@@ -43,7 +43,7 @@ class NormSim(Selector):
         one_of(SETS, against=against)
         if against == "pool" and self.p != "2":
             raise ValueError("selector.against=pool needs selector.p=2: every picture is in the pool, at similarity 1")
-        at_least(1, rounds=rounds)
+        counts(1, rounds=rounds)
         self.rounds, self.embedding, self.target = rounds, embedding, target
         self.needs, self.needs_target = (embedding,), against == "target"
 

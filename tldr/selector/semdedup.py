@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best, one_of
+from tldr.selector.base import Selection, Selector, best, counts, one_of
 from tldr.signal.sphere import CHOICES, Duplicates, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -34,7 +34,7 @@ class SemDeDup(Selector):
         embedding: str = "clip.embedding",
     ) -> None:
         one_of(CHOICES, choice=choice)
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         if epsilon is not None and not 0 <= epsilon <= 2:
             raise ValueError(f"selector.epsilon={epsilon}: a cosine distance, inside [0, 2], or null")
         self.clusters, self.rows_per_cluster, self.choice = clusters, rows_per_cluster, choice
@@ -80,8 +80,9 @@ def _by_epsilon(
     """The same where ``epsilon`` says who is a duplicate."""
     duplicate = similarity > 1 - epsilon
     alone = len(similarity) - int(duplicate.sum())
-    # All draws are below 1, the least similarity is -1: those who are no duplicates come first, in the order drawn.
-    draw = np.where(duplicate, -2 - similarity, np.random.default_rng(seed).random(len(similarity)))
+    # All draws are below 1, the least similarity is -1: those who are no duplicates come first, in the order drawn. Not
+    # the draw that said who of a group goes first (`Duplicates.find`): who has won that would lose this.
+    draw = np.where(duplicate, -2 - similarity, np.random.default_rng((seed, 1)).random(len(similarity)))
     rows, cut = best(draw, keep)
     kept = np.zeros(len(similarity), bool)
     kept[rows] = True

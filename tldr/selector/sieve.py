@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from tldr.data.phrases import ids, words
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best
+from tldr.selector.base import Selection, Selector, best, counts
 from tldr.signal.store import Signals
 
 MEDIUM = ("an image of", "a photo of", "stock photo", "photo stock", "a photo", "an image", "image", "photo")
@@ -63,7 +63,7 @@ class Sieve(Selector):
         clip_weight: float = 0.0,
         scorer: str = "clip",
     ) -> None:
-        at_least(1, draws=draws, batch_size=batch_size)
+        counts(1, draws=draws, batch_size=batch_size)
         if not 0 <= clip_weight <= 1:
             raise ValueError(f"selector.clip_weight={clip_weight}: a share of the sum, inside [0, 1]")
         self.draws, self.captions, self.sentence_encoder, self.batch_size = (

@@ -23,19 +23,20 @@ import numpy as np
 
 from tldr.check import check_number
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best
+from tldr.selector.base import Selection, Selector, best, counts
 from tldr.signal.feature import Feature, sampled, signal_of
 from tldr.signal.sphere import Duplicates, cluster_count, on_sphere
 from tldr.signal.store import Signals
 
 NEAREST = 1e-3  # distances below it are as good as none
+FAR = 1e9  # standard deviations
 
 
 class TLDR(Selector):
     """``novelty``: how many standard deviations of fit one of novelty is worth; 0: the fit alone, and no codes are
     asked for. ``limit``: the standard deviations above its mean that novelty counts up to; inf: all. ``feature``
-    (`tldr.signal.feature`, ``dim`` components) says what is alike, inside ``clusters`` at most, of ``rows_per_cluster``
-    pairs at least; its vectors are held in memory, 4 bytes a number."""
+    (`tldr.signal.feature`; ``dim`` components of tokens or histogram) says what is alike, inside ``clusters`` at most,
+    of ``rows_per_cluster`` pairs at least; its vectors are held in memory, 4 bytes a number."""
 
     def __init__(
         self,
@@ -47,9 +48,9 @@ class TLDR(Selector):
         clusters: int = 50_000,
         rows_per_cluster: int = 8800,
     ) -> None:
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
-        at_least(0, novelty=novelty)
-        check_number("selector.limit", limit, "a number of standard deviations; inf: no limit", low=-np.inf)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dim=dim)
+        check_number("selector.novelty", novelty, "standard deviations of fit, from 0", low=0, high=FAR)
+        check_number("selector.limit", limit, "a number of standard deviations; inf: no limit", low=-FAR)
         self.novelty, self.limit, self.feature, self.dim = novelty, limit, feature, dim
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         alike = signal_of(feature)

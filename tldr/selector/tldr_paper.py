@@ -10,7 +10,7 @@ import numpy as np
 
 from tldr.cluster import proportional, ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, one_of
+from tldr.selector.base import Selection, Selector, counts, one_of
 from tldr.signal.feature import cluster, signal_of
 from tldr.signal.sphere import cluster_count
 from tldr.signal.store import Signals
@@ -19,9 +19,9 @@ CHOICES = {"alignment": "alignment", "uniform": "draw", "nearest": "minus the di
 
 
 class TLDRPaper(Selector):
-    """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`, ``dim`` components), but no more than one for
-    ``rows_per_cluster`` pairs. ``choice`` inside a cluster: ``uniform`` draw, as in the paper, best ``alignment``, or
-    ``nearest`` to the centre."""
+    """``clusters`` by k-means over ``feature`` (`tldr.signal.feature`; ``dim`` components of tokens or histogram), but
+    no more than one for ``rows_per_cluster`` pairs. ``choice`` inside a cluster: a ``uniform`` draw, as in the paper,
+    best ``alignment``, or ``nearest`` to the centre."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class TLDRPaper(Selector):
         dim: int = 64,
     ) -> None:
         one_of(CHOICES, choice=choice)
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dim=dim)
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         self.feature, self.choice, self.dim = feature, choice, dim
         aligned = ("alignment",) if choice == "alignment" else ()
@@ -44,7 +44,8 @@ class TLDRPaper(Selector):
         assert signals is not None
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
         signals.refuse_infinite(signal_of(self.feature), pool)
-        label, distance = cluster(self.feature, signals, clusters=clusters, seed=seed, dim=self.dim)
+        label, squared = cluster(self.feature, signals, clusters=clusters, seed=seed, dim=self.dim)
+        distance = np.sqrt(np.maximum(squared, 0))
         scores = {"cluster": label, "distance": distance}
         if self.choice == "alignment":
             scores["alignment"] = merit = signals["alignment"].read().astype(np.float32)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best
+from tldr.selector.base import Selection, Selector, at_least, best, counts
 from tldr.signal.feature import cluster
 from tldr.signal.sphere import cluster_count
 from tldr.signal.store import Signals
@@ -43,7 +43,7 @@ class TLDRReleased(Selector):
     def __init__(
         self, *, clusters: int = 1000, rows_per_cluster: int = 32, stride: float | None = None, half: float = 0.5
     ) -> None:
-        at_least(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
+        counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         if stride is not None:
             at_least(1, stride=stride)
         if not 0 < half <= 1:

@@ -40,7 +40,7 @@ from tldr.ledger import Meter, charge_found, metered
 from tldr.nn.trajectory import Dual, Loss, Weights, contrastive, graded, low_rank, matching_loss, step, unroll
 from tldr.nn.vision import CLIP_MEAN, CLIP_STD
 from tldr.pairs import DIGEST, Pairs, derive_uid
-from tldr.selector.base import Made, Maker, at_least, one_of
+from tldr.selector.base import Made, Maker, above_zero, counts, one_of
 from tldr.signal.store import Signals
 
 SIMILARITIES = ("identity", "lors")
@@ -89,10 +89,8 @@ class TrajectoryMatching(Maker):
     ) -> None:
         one_of(SIMILARITIES, similarity=similarity)
         given = dict(locals())
-        at_least(1, **{name: given[name] for name in COUNTS})
-        for name in ("temperature", "expert_rate", "rate_images"):
-            if given[name] <= 0:
-                raise ValueError(f"selector.{name}={given[name]} must be above 0")
+        counts(1, **{name: given[name] for name in COUNTS})
+        above_zero(temperature=temperature, expert_rate=expert_rate, rate_images=rate_images)
         if image_size < 2**depth:
             raise ValueError(f"selector.image_size={image_size} cannot be halved selector.depth={depth} times")
         self.network = {"image_size": image_size, "width": width, "depth": depth, "dim": dim}

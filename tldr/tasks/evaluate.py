@@ -22,7 +22,7 @@ from tldr.evaluator.base import Evaluator
 from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs, home_of
-from tldr.report.tracking import finish, live_run
+from tldr.report.tracking import begin, ends_its_run, finish, live_run
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import pick_device
 
@@ -30,6 +30,7 @@ _SHOWN = 64  # records of an evaluator in its W&B table
 _PICTURE = 256  # pixels of the longer side
 
 
+@ends_its_run
 def run(
     *,
     data: Reader,
@@ -75,11 +76,18 @@ def run(
         each.check(models[chosen[name]], measured[name])  # all of them, before the first one spends an hour
 
     title = "-".join(evaluator)
-    tracker = logger(name=f"{title}-{'-'.join(files[0].parts[-3:-1])}", job_type="evaluate", save_dir=folder)
     hashes = {name: found.hash for name, found in measured.items()}
     one = hashes[next(iter(hashes))] if len(set(hashes.values())) == 1 else hashes
-    on = _free(folder, title, on, one)
-    tracker.log_hyperparams({**(config or {}), "lineage/evaluated_on": one})
+    of = trained_on(files[0])
+    called = f"{title}-{'-'.join(files[0].parts[-3:-1])}"
+    tracker = begin(logger, name=called, group=of.get("data", names["data"]), job_type="evaluate", save_dir=folder)
+    tracker.log_hyperparams({**(config or {}), "subset": of, "lineage/evaluated_on": one})
+    asked = {
+        "checkpoint": str(files[0]) if len(files) == 1 else [str(file) for file in files],
+        "pairs": one,
+        "options": (config or {}).get("evaluator", {}),
+    }
+    on = _free(folder, title, on, asked)
 
     numbers: dict[str, float] = {}
     told: dict[str, dict[str, Any]] = {}
@@ -96,12 +104,11 @@ def run(
             log_details(tracker.experiment, name, each.details, measured[name].root)  # pyright: ignore
 
     tracker.log_metrics(numbers)
-    finish(tracker)
+    finish(tracker, ledger)
     written = write_json(
         folder / f"evaluation-{title}-{on}.json",
         {
-            "checkpoint": str(files[0]) if len(files) == 1 else [str(file) for file in files],
-            "pairs": one,
+            **asked,
             "metrics": numbers,
             "evaluators": told,
             "ledger": list(map(vars, ledger.stages)),
@@ -113,13 +120,22 @@ def run(
     return numbers
 
 
-def _free(folder: Path, title: str, on: str, measured: str | Mapping[str, str]) -> str:
+def trained_on(checkpoint: Path) -> dict[str, Any]:
+    """What pairs a model of `train.py` has learned from (`tldr.tasks.train.origin`); nothing of others."""
+    file = checkpoint.parent / "provenance.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("subset", {}) if file.is_file() else {}
+
+
+def _free(folder: Path, title: str, on: str, asked: Mapping[str, Any]) -> str:
     """What the numbers are filed under: ``on``, with a hash where that name holds those of other pairs (another split,
-    a subset of the same name)."""
+    a subset of the same name), checkpoints or options."""
     file = folder / f"evaluation-{title}-{on}.json"
-    if not file.is_file() or json.loads(file.read_text(encoding="utf-8"))["pairs"] == measured:
-        return on
-    return f"{on}-{hashlib.blake2b(json.dumps(measured).encode(), digest_size=4).hexdigest()}"
+    wanted = json.dumps(asked, sort_keys=True, default=str)
+    if file.is_file():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if {key: there.get(key) for key in asked} != json.loads(wanted):
+            return f"{on}-{hashlib.blake2b(wanted.encode(), digest_size=4).hexdigest()}"
+    return on
 
 
 def choose(name: str, evaluator: Evaluator, models: Mapping[Path, Model]) -> Path:

@@ -32,6 +32,11 @@ from tldr.tasks.resume import LAST, RollingCheckpoint, find_last, save_whole
 
 CORPUS = 2_000_000  # captions that a tokenizer and keywords are learned from
 CACHED_PICTURES = 1 << 30  # bytes of decoded pictures that are kept in memory rather than decoded again every epoch
+# Of Lightning's Trainer, what the task decides, and where that is asked for.
+DECIDED = {
+    "max_steps": "max_steps=", "max_epochs": "max_steps=", "logger": "logger=", "default_root_dir": "out=",
+    "use_distributed_sampler": "nothing: each process has its part of every batch",
+}  # fmt: skip
 
 # Lightning's notes on which accelerators this machine lacks are not news to who started the run.
 logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -128,6 +133,8 @@ def fit(
 
     Every ``checkpoint_every`` steps (0: never) ``folder/last.ckpt`` is written, from which ``resume`` goes on if that
     run had the same ``identity``; without one it begins at the beginning. Raises ValueError naming what differs.
+    Whatever ends it early, such as the Trainer's ``max_time``, leaves ``last.ckpt`` and no ``model.ckpt``, and raises
+    SystemExit.
 
     ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of a few batches,
     counted, times the rest.
@@ -162,7 +169,11 @@ def fit(
     read = {name: pairs.table[name].take(pa.array(sample)).to_pylist() for name in data.dataset.columns}
     module.prepare_columns(read)
     module.prepare_rows(len(pairs))
-    if getattr(trainer, "keywords", {}).get("enable_progress_bar", True):
+    given: Mapping[str, Any] = getattr(trainer, "keywords", {})
+    if taken := sorted(DECIDED.keys() & given):
+        raise ValueError(f"trainer.{taken[0]}={given[taken[0]]}: the task decides it; set {DECIDED[taken[0]]}")
+    callbacks = [*(given.get("callbacks") or ()), *callbacks]
+    if given.get("enable_progress_bar", True):
         callbacks = [*callbacks, StepBar()]
     counter = StepMeter()
     run = trainer(
@@ -170,8 +181,9 @@ def fit(
         logger=logger or False,
         callbacks=[*callbacks, counter, RollingCheckpoint(folder, every=checkpoint_every, identity=identity)],
         enable_checkpointing=True,  # by our callback; Lightning's own is then not added
-        log_every_n_steps=max(1, min(10, max_steps, len(pairs) // batch_size)),
+        log_every_n_steps=given.get("log_every_n_steps") or max(1, min(10, max_steps, len(pairs) // batch_size)),
         use_distributed_sampler=False,  # the batches divide themselves
+        default_root_dir=folder,  # where Lightning leaves what a requeued SLURM job goes on from
     )
     if ema is not None:
         if not 0 < ema < 1:
@@ -192,10 +204,17 @@ def fit(
             run.fit(module, data, ckpt_path=last, weights_only=True)
         except SIGTERMException as error:  # it would end the program as if all had been done
             raise SystemExit(128 + signal.SIGTERM) from error
+    if run.global_step < max_steps:  # trainer.max_time, or a callback of the user's
+        save_whole(run, folder / LAST)
+        raise SystemExit(
+            f"stopped after step {run.global_step} of {max_steps}, without a model.ckpt; the same command goes on from "
+            f"{folder / LAST} (train.py with resume=true)"
+        )
     file = folder / "model.ckpt"
     save_whole(run, file, weights_only=True)
     if run.is_global_zero:
-        (folder / LAST).unlink(missing_ok=True)
+        for left in (folder / LAST, *folder.glob("hpc_ckpt_*.ckpt")):  # the latter of a requeued SLURM job
+            left.unlink(missing_ok=True)
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches * run.world_size
         stage.flops = stage.images * counter.meter.per_row

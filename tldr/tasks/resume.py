@@ -18,7 +18,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 
 from tldr.nn.processes import connected
 
@@ -27,7 +27,7 @@ LAST = "last.ckpt"
 FREE = (
     "data", "pairs", "out", "cache", "logger", "names", "verify", "max_bad_fraction", "num_workers", "resume",
     "checkpoint_every", "caption_table_every", "export", "trainer.enable_progress_bar", "trainer.enable_model_summary",
-    "trainer.enable_checkpointing", "trainer.logger", "trainer.log_every_n_steps",
+    "trainer.enable_checkpointing", "trainer.log_every_n_steps", "trainer.max_time",
 )  # fmt: skip
 
 
@@ -75,8 +75,14 @@ class RollingCheckpoint(Checkpoint):
             dist.all_gather_object(states, state)
         return {"identity": json.dumps(self.identity, default=str), "random": states}
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run that ``max_time`` has stopped has that time again."""
+        checkpoint["callbacks"].pop(Timer.__qualname__, None)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember this process's random states until the first batch."""
+        """Remember this process's random states until the first batch. Raises ValueError where it was another run: what
+        a SLURM job goes on from, Lightning finds by itself."""
+        check_identity(json.loads(state_dict["identity"]), self.identity, self.file)
         states = state_dict["random"]
         rank = dist.get_rank() if connected() else 0
         self._restored = states[min(rank, len(states) - 1)]

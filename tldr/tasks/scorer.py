@@ -20,6 +20,7 @@ from tldr.engine import Engine
 from tldr.ledger import Ledger, cost_of
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
+from tldr.report.tracking import part_of
 from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN, Panel, scorers_of
 from tldr.signal.store import Signals
@@ -46,7 +47,8 @@ def refuse_several(trainer: Callable[..., L.Trainer]) -> None:
     if (number := trainer(max_steps=1, logger=False).world_size) > 1:
         raise ValueError(
             f"select.py trains its scorers in one process, and this trainer has {number}: take trainer=default, or "
-            "train the scorer by `python train.py model=vqvlm trainer=ddp ...` and give select.py its checkpoint=..."
+            "train the scorer by `python train.py model=vqvlm balance=0.5 trainer=ddp ...` and give select.py its "
+            "checkpoint=..."
         )
 
 
@@ -74,7 +76,8 @@ def find_scorer(
         return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
     kind: Any = model.func
     read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
-    how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in HOW_FAST}
+    apart = {*HOW_FAST, "max_time", "log_every_n_steps"}
+    how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in apart}
     recipe = [kind.__qualname__, model.keywords, {**training, **dict.fromkeys(HOW_FAST, 0)}, how, seed, pool.seen]
     recipe += [_digest(pool, name) for name in read]  # which the pool's hash does not cover
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
@@ -87,8 +90,9 @@ def find_scorer(
         if not stage.cached:
             key = f"scorers.{name}.checkpoint" if name else "checkpoint"
             print(f"no {key} given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
+            told = None if logger is None else part_of(logger, name)
             _, file = fit(
-                pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=logger, callbacks=callbacks,
+                pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=told, callbacks=callbacks,
                 resume=(folder / LAST).exists(), identity={"scorer": digest}, stage=stage,
                 **training)  # fmt: skip
     return load_model(file), file

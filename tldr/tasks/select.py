@@ -33,6 +33,8 @@ from tldr.report.selection import write_report
 from tldr.report.tracking import (
     CaptionTable,
     artifact_name,
+    begin,
+    ends_its_run,
     finish,
     log_pairs_artifact,
     log_selection,
@@ -52,6 +54,7 @@ _DECISIVE = (
 )  # fmt: skip
 
 
+@ends_its_run
 def run(
     *,
     data: Reader,
@@ -105,7 +108,9 @@ def run(
     identity = {"names": dict(names), "compression": compression, "seed": seed}
     config = dict(config or {})
     _refuse_to_replace(folder, identity, config)
-    tracker = logger(name=f"{names['selector']}-c{compression}-s{seed}", job_type="select", save_dir=folder)
+    title = f"{names['selector']}-c{compression}-s{seed}"
+    title += "" if folder.name == title else f"-{folder.name}"
+    tracker = begin(logger, name=title, group=names["data"], job_type="select", save_dir=folder)
     tracker.log_hyperparams(config)
 
     found = open_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder, ledger=ledger)
@@ -179,7 +184,7 @@ def run(
             else:
                 written.append(write_report(folder, pool, decisions, refined=subset, **told))
     written.append(ledger.write(folder))
-    _log(tracker, pool, subset, decisions, facts, folder, cache)
+    _log(tracker, pool, subset, decisions, facts, folder, cache, ledger)
 
     did = "made" if isinstance(selector, Maker) else "kept"
     print(f"{did} {len(subset)} of {len(pool)} pairs (compression={compression}) with selector={names['selector']}")
@@ -267,10 +272,11 @@ def _log(
     facts: Mapping[str, Any],
     folder: Path,
     cache: Path,
+    ledger: Ledger,
 ) -> None:
     experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
     log_selection(experiment, pool, decisions, facts=facts)
     at = cache / "pools" / pool.hash
     use_pairs_artifact(experiment, pool, at, name=artifact_name(pool), type="pool")
     log_pairs_artifact(experiment, subset, folder, name=artifact_name(subset), type="subset", parent=pool.hash)
-    finish(tracker)
+    finish(tracker, ledger)

@@ -24,7 +24,15 @@ from tldr.evaluator.vqa import Vqa
 from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs, home_of
-from tldr.report.tracking import CaptionTable, artifact_name, finish, log_file_artifact, use_pairs_artifact
+from tldr.report.tracking import (
+    CaptionTable,
+    artifact_name,
+    begin,
+    ends_its_run,
+    finish,
+    log_file_artifact,
+    use_pairs_artifact,
+)
 from tldr.tasks.fit import fit
 from tldr.tasks.pool import open_pool
 from tldr.tasks.resume import find_finished, identity_of
@@ -46,6 +54,7 @@ class ExportCheck(L.Callback):
         check_export(pl_module)
 
 
+@ends_its_run
 def run(
     *,
     data: Reader,
@@ -93,14 +102,18 @@ def run(
     else:
         subset = Pairs.open(pairs)
     identity = identity_of(config or {}, subset.hash)
-    if resume and (finished := find_finished(folder, identity)):
+    finished = find_finished(folder, identity)  # another run's is not replaced
+    if resume and finished:
         print(f"this run has ended before; resume=true has nothing to do\nwrote {finished}")
         if export:
             write_export(load_model(finished), folder, export)
         return finished
-    title = "-".join([names.get("experiment") or names["model"], *home.parts[-2:], f"s{seed}"])
-    tracker = logger(name=title, job_type="train", save_dir=folder)
-    tracker.log_hyperparams(dict(config or {}))
+    of = origin(names, subset if pairs else None)
+    recipe = names.get("experiment") or names["model"]
+    title = "-".join([recipe, *home.parts[-2:], f"s{seed}"])
+    title += "" if folder.name == f"{recipe}-s{seed}" else f"-{folder.name}"
+    tracker = begin(logger, name=title, group=of["data"], job_type="train", save_dir=folder)
+    tracker.log_hyperparams({**(config or {}), "subset": of})
     experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
     used = Path(cache, "pools", subset.hash) if pairs is None else home
     use_pairs_artifact(experiment, subset, used, name=artifact_name(subset), type="subset" if pairs else "pool")
@@ -120,18 +133,40 @@ def run(
         return checkpoint
     provenance = {
         "pairs": subset.hash, "count": len(subset), "steps": max_steps, "seed": seed, "version": tldr.__version__,
-        "model": type(module).__name__, "identity": identity, "config": dict(config or {}),
+        "model": type(module).__name__, "subset": of, "identity": identity, "config": dict(config or {}),
     }  # fmt: skip
     write_json(folder / "provenance.json", provenance)
     ledger.write(folder)
     log_file_artifact(experiment, checkpoint, name=f"model-{title}", type="model", parent=subset.hash)
-    finish(tracker)
+    finish(tracker, ledger)
     print(f"trained {type(module).__name__} for {max_steps} steps on {len(subset)} pairs in {ledger.seconds:.0f} s")
     print(f"wrote {checkpoint}")
     if export:
         write_export(module, folder, export)
     print(f"next: {next_command(module, folder, subset)}")
     return checkpoint
+
+
+def refuse_processes(trainer: Callable[..., L.Trainer]) -> None:
+    """Raises ValueError where ``trainer`` would start further processes by itself: each would begin the whole sweep
+    (``-m``) again, instead of the job that it belongs to."""
+    made: Any = trainer(max_steps=1, logger=False)
+    environment = getattr(made.strategy, "cluster_environment", None)
+    if made.world_size > 1 and environment is not None and not environment.creates_processes_externally:
+        raise ValueError(
+            f"-m and {made.world_size} processes on one machine: give one command for each run, or each a job of its "
+            "own, hydra/launcher=submitit_slurm"
+        )
+
+
+def origin(names: Mapping[str, Any], subset: Pairs | None) -> dict[str, Any]:
+    """What the pairs are: of which ``data``, and what a selection was asked for."""
+    if subset is None:
+        return {"data": names["data"]}
+    told = subset.provenance
+    known = {**told.get("names", {}), "compression": told.get("compression"), "seed": told.get("seed")}
+    known.setdefault("data", told.get("data") or names["data"])
+    return {key: value for key, value in known.items() if value is not None}
 
 
 def folders(
