@@ -17,9 +17,10 @@ def main(cfg: DictConfig) -> None:
     from tldr.tasks.train import refuse_processes, run  # here, so that --help and --cfg need no torch
 
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    given = instantiate(cfg, _convert_="all")
     if HydraConfig.get().mode is RunMode.MULTIRUN:
-        refuse_processes(instantiate(cfg.trainer))
-    run(**instantiate(cfg, _convert_="all"), config=config)
+        refuse_processes(given["trainer"])
+    run(**given, config=config)
 
 
 if __name__ == "__main__":

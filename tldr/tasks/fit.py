@@ -141,6 +141,9 @@ def fit(
     """
     for key, number in (("max_steps", max_steps), ("batch_size", batch_size)):
         check_number(key, number, f"a whole number from 1 (of a scorer: training.{key})", low=1, whole=True)
+    given: Mapping[str, Any] = getattr(trainer, "keywords", {})
+    if taken := sorted(DECIDED.keys() & given):
+        raise ValueError(f"trainer.{taken[0]}={given[taken[0]]}: the task decides it; set {DECIDED[taken[0]]}")
     identity = {} if identity is None else identity
     last = find_last(folder, identity) if resume else None
     L.seed_everything(seed, workers=True, verbose=False)
@@ -169,9 +172,6 @@ def fit(
     read = {name: pairs.table[name].take(pa.array(sample)).to_pylist() for name in data.dataset.columns}
     module.prepare_columns(read)
     module.prepare_rows(len(pairs))
-    given: Mapping[str, Any] = getattr(trainer, "keywords", {})
-    if taken := sorted(DECIDED.keys() & given):
-        raise ValueError(f"trainer.{taken[0]}={given[taken[0]]}: the task decides it; set {DECIDED[taken[0]]}")
     callbacks = [*(given.get("callbacks") or ()), *callbacks]
     if given.get("enable_progress_bar", True):
         callbacks = [*callbacks, StepBar()]
