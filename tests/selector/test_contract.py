@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Maker, Selection, Selector, Target, keep_count
+from tldr.selector.base import Maker, Selection, Selector, Target, best, keep_count
 from tldr.signal.store import Signals
 from tldr.tasks.steps import named_steps
 
@@ -65,6 +65,15 @@ def test_exactly_as_many_as_asked_of_the_pool(selector, pool, signals, compressi
 @pytest.mark.parametrize("keep", [1, 299, 300])
 def test_the_extremes(selector, pool, signals, keep):
     assert len(selector(pool, signals, keep=keep, seed=0).rows) == keep
+
+
+def test_a_merit_is_what_any_number_is_kept_by(selector, pool, signals):
+    """So that intersect and union need not ask again for each number."""
+    merit = selector(pool, signals, keep=75, seed=0).merit
+    if merit is None:
+        pytest.skip("it does not rank the pool")
+    for keep in (1, 40, 150, 299):
+        assert np.array_equal(selector(pool, signals, keep=keep, seed=0).rows, best(merit, keep)[0])
 
 
 def test_deterministic_in_the_seed(selector, pool, signals):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -58,11 +60,27 @@ def test_a_step_is_heard_once(pool, signals, capsys):
     assert capsys.readouterr().out == "there are few\n" * 2
 
 
+class Ranking(Top):
+    """Says what it ranks by."""
+
+    def choose(self, pool, signals, *, keep, seed) -> Selection:
+        told = super().choose(pool, signals, keep=keep, seed=seed)
+        return replace(told, merit=told.scores["score"])
+
+
+@pytest.mark.parametrize("keep", [1, 40, 75, 299])
 @pytest.mark.parametrize("kind", [Intersect, Union])
-def test_bisection_asks_a_step_few_times(pool, signals, kind):
+def test_bisection_asks_a_step_few_times_and_one_that_ranks_twice(pool, signals, kind, keep):
     made = tops()
-    kind(**made)(pool, signals, keep=75, seed=0)
+    asking = kind(**made)(pool, signals, keep=keep, seed=0)
     assert all(step.asked <= 10 for step in made["steps"])  # log2(300) is 8.2
+    ranking = [Ranking(name) for name in SIGNALS[:2]]
+    both = kind(steps=ranking, names=made["names"])(pool, signals, keep=keep, seed=0)
+    assert [step.asked <= 2 for step in ranking] == [True, True]
+    mixed = kind(steps=[ranking[0], made["steps"][1]], names=made["names"])(pool, signals, keep=keep, seed=0)
+    for other in (both, mixed):
+        assert np.array_equal(other.rows, asking.rows)
+        assert other.reasons == asking.reasons
 
 
 def test_reasons_are_of_the_steps_that_decided(pool, signals, values):

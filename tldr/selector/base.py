@@ -56,11 +56,13 @@ def one_of(choices: Iterable[str], **options: str) -> None:
 @dataclass(frozen=True)
 class Selection:
     """``rows`` (n,) of the pool, sorted; ``reasons``, N of them in words; ``scores``, each (N,), behind them, such as
-    ``cluster`` and ``alignment``."""
+    ``cluster`` and ``alignment``. ``merit`` (N,), where the method has one: of any number to keep, it keeps the
+    `best` by it."""
 
     rows: np.ndarray
     reasons: list[str]
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
+    merit: np.ndarray | None = None
 
     def decisions(self, pool: Pairs) -> pa.Table:
         """One row for every pair of the pool: uid, kept, reason, cluster (-1: none), scores."""
@@ -241,8 +243,13 @@ def _merged(asked: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[
 def best(score: np.ndarray, keep: int) -> tuple[np.ndarray, float]:
     """The sorted rows (keep,) of the highest ``score`` (N,), ties in the order of the rows, and the lowest among
     them."""
-    order = np.lexsort((np.arange(len(score)), -score))
+    order = ranked(score)
     return np.sort(order[:keep]), float(score[order[keep - 1]])
+
+
+def ranked(score: np.ndarray) -> np.ndarray:
+    """The rows (N,) in the order of their ``score``, the highest first, ties in the order of the rows."""
+    return np.argsort(-score, kind="stable")
 
 
 def check_compression(compression: float) -> None:

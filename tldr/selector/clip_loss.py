@@ -57,7 +57,7 @@ class ClipLoss(Selector):
             f"negCLIPLoss {m:.4g}: CLIP score {s:.3g} less {o:.3g} for the batch; cut at {cut:.4g}"
             for m, s, o in zip(merit, score, others, strict=True)
         ]
-        return Selection(rows, reasons, {"clip_loss": merit, "clip_score": score})
+        return Selection(rows, reasons, {"clip_loss": merit, "clip_score": score}, merit)
 
     def normaliser(self, image: Tensor, text: Tensor) -> np.ndarray:
         """(B,) what is taken from the score in a batch of unit vectors (B, E), in blocks of its pictures."""

@@ -110,7 +110,7 @@ class DataPruning(Selector):
             f"{w}, {self.choice} kept, cut at {cut}" + (f"; within the floor of {names[c]}" if s else "")
             for w, s, c in zip(what, safe, label, strict=True)
         ]
-        return Selection(chosen, reasons, scores)
+        return Selection(chosen, reasons, scores, None if floor else merit)
 
 
 def _to_own_mean(rows: np.ndarray, label: np.ndarray) -> np.ndarray:

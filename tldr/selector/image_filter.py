@@ -100,4 +100,4 @@ class ImageFilter(Selector):
                 faults = basic.told(rules, row)
                 verdict += (f"; {faults}" if faults else "") + (back if kept[row] else "")
             reasons.append(verdict)
-        return Selection(np.flatnonzero(kept), reasons, scores)
+        return Selection(np.flatnonzero(kept), reasons, scores, -np.argsort(order))

@@ -2,9 +2,9 @@
 2023, arXiv 2304.14108, section 5).
 
 Every step keeps its best m of the pool, with the smallest m for which at least ``keep`` pairs are kept by all of them
-(`Intersect`) or by any (`Union`). m is found by bisection, some log2(N) runs of every step. It is the smallest where a
-step that keeps more keeps all that it kept before, as by a score; else it is a number that does where one less does
-not. Pairs beyond ``keep`` are dropped again: those that m - 1 would not give, the last by uid first.
+(`Intersect`) or by any (`Union`). m is found by bisection: a step that ranks the pool is run twice for it, for its merit
+and for its reasons at m, any other some log2(N) times. It is the smallest where a step that keeps more keeps all that it
+kept before, as by a score; else it is a number that does where one less does not. Pairs beyond ``keep`` are dropped again: those that m - 1 would not give, the last by uid first.
 
 Shapes: N pairs of the pool, S steps.
 """
@@ -15,12 +15,12 @@ import io
 import sys
 from abc import abstractmethod
 from contextlib import redirect_stdout
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Combination, Selection, Target
+from tldr.selector.base import Combination, Selection, Target, ranked
 from tldr.signal.store import Signals
 
 
@@ -49,41 +49,50 @@ class _Vote(Combination):
         """Every step sees the whole pool, so that all scores are known; ``cluster`` is that of the first step that has
         clusters."""
 
-        notices: Any = sys.stdout  # those of the first try: the others would repeat them
+        places: dict[str, np.ndarray] = {}  # (N,) of every pair, by the steps that have ranked the pool
+        last: dict[str, tuple[int, Selection]] = {}  # what the steps said last, and of how many to keep
+        given = {"seed": seed, "target": target, "writer": writer}
 
-        def run(depth: int) -> tuple[list[Selection], np.ndarray]:
-            """What the steps say when each keeps ``depth`` pairs, and (S, N) whether they do."""
-            nonlocal notices
-            given = {"keep": depth, "seed": seed, "target": target, "writer": writer}
-            with redirect_stdout(notices):
-                told = [step(pool, signals, **given) for step in self.steps.values()]
-            notices = io.StringIO()
-            held = np.zeros((len(told), len(pool)), bool)
-            for one, row in zip(told, held, strict=True):
-                row[one.rows] = True
-            return told, held
+        def say(name: str, depth: int) -> Selection:
+            """What a step says when it keeps ``depth`` pairs; its notices are those of the first time."""
+            if last.get(name, (0,))[0] != depth:
+                with redirect_stdout(io.StringIO() if name in last else cast(Any, sys.stdout)):
+                    last[name] = depth, self.steps[name](pool, signals, keep=depth, **given)
+            told = last[name][1]
+            if told.merit is not None and name not in places:
+                places[name] = np.argsort(ranked(told.merit))
+            return told
+
+        def held(depth: int) -> np.ndarray:
+            """(S, N): which pairs each step keeps when it keeps ``depth``."""
+            kept = np.zeros((len(self.steps), len(pool)), bool)
+            for name, row in zip(self.steps, kept, strict=True):
+                if depth and name not in places:
+                    row[say(name, depth).rows] = True
+                if name in places:
+                    row[:] = places[name] < depth
+            return kept
 
         low, depth = self.bounds(len(pool), keep)
         low -= 1  # too few, from here on
         enough, before = None, None
         while depth - low > 1:
             middle = (low + depth) // 2
-            tried = run(middle)
-            found = tried[1].sum(0) >= self.votes
-            if found.sum() >= keep:
+            tried = held(middle)
+            if (tried.sum(0) >= self.votes).sum() >= keep:
                 depth, enough = middle, tried
             else:
-                low, before = middle, found
-        told, held = enough or run(depth)
-        found = held.sum(0) >= self.votes
+                low, before = middle, tried
+        among = held(depth) if enough is None else enough
+        found = among.sum(0) >= self.votes
         rows = np.flatnonzero(found)
         if len(rows) > keep:
-            if before is None:
-                before = run(low)[1].sum(0) >= self.votes if low else np.zeros(len(pool), bool)
-            rows = np.sort(rows[np.argsort(~before[rows], kind="stable")[:keep]])
+            first = (held(low) if before is None else before).sum(0) >= self.votes
+            rows = np.sort(rows[np.argsort(~first[rows], kind="stable")[:keep]])
         kept = np.zeros(len(pool), bool)
         kept[rows] = True
-        reasons = self._reasons(told, held, found, kept, depth)
+        told = [say(name, depth) for name in self.steps]
+        reasons = self._reasons(told, among, found, kept, depth)
         scores = {}
         for name, one in zip(self.steps, told, strict=True):
             scores |= {f"{name}.{key}": values for key, values in one.scores.items() if key != "cluster"}

@@ -62,7 +62,7 @@ class NormSim(Selector):
             score = spread(rows, aims)
             kept, cut = best(score, keep)
             reasons = [f"root mean square similarity to the target {s:.3g}, cut at {cut:.3g}" for s in score]
-            return Selection(kept, reasons, {"norm_sim": score})
+            return Selection(kept, reasons, {"norm_sim": score}, score)
         similarity, nearest = faiss.knn(rows, aims, 1, faiss.METRIC_INNER_PRODUCT)
         score, uids = similarity[:, 0], target.pairs.uids.to_pylist()
         kept, cut = best(score, keep)
@@ -70,7 +70,7 @@ class NormSim(Selector):
             f"similarity {s:.3g} to the target's {uids[t]}, cut at {cut:.3g}"
             for s, t in zip(score, nearest[:, 0], strict=True)
         ]
-        return Selection(kept, reasons, {"norm_sim": score})
+        return Selection(kept, reasons, {"norm_sim": score}, score)
 
     def inward(self, rows: np.ndarray, keep: int) -> Selection:
         """Drop an equal part of what must go in every round. A pair's score is that of its last round."""

@@ -29,4 +29,4 @@ class Score(Selector):
         assert signals is not None
         score = signals[self.signal].read().astype(np.float32)
         rows, cut = best(score, keep)
-        return Selection(rows, [f"{self.title} {s:.3g}, cut at {cut:.3g}" for s in score], {self.signal: score})
+        return Selection(rows, [f"{self.title} {s:.3g}, cut at {cut:.3g}" for s in score], {self.signal: score}, score)

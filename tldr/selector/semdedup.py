@@ -60,7 +60,9 @@ class SemDeDup(Selector):
                 what = f"{'duplicate of' if duplicate[row] else 'most like'} {uids[twin]}"
                 what += f", similarity {found.similarity[row]:.4g}"
             reasons.append(f"{what}; {verdict[row]}")
-        return Selection(np.flatnonzero(kept), reasons, {"cluster": found.cluster, "similarity": found.similarity})
+        scores = {"cluster": found.cluster, "similarity": found.similarity}
+        merit = -found.similarity if self.epsilon is None else None
+        return Selection(np.flatnonzero(kept), reasons, scores, merit)
 
 
 def _by_count(similarity: np.ndarray, keep: int) -> tuple[np.ndarray, list[str], np.ndarray]:

@@ -131,7 +131,7 @@ class Sieve(Selector):
             (f"similarity {s:.3g} to {told!r}" if c >= 0 else "nothing was written") + f"{more}, cut at {cut:.3g}"
             for s, told, c, more in zip(score, said, chosen, fused, strict=True)
         ]
-        return Selection(rows, reasons, scores)
+        return Selection(rows, reasons, scores, merit)
 
     def strip(self, text: pa.Array) -> pa.Array:
         """Without phrases of the medium, in lower case, and without blanks at the ends."""

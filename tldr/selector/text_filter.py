@@ -86,7 +86,7 @@ class TextFilter(Selector):
                 back = f"; taken back, {passed} that pass are fewer than {keep}" if kept[number] else ""
                 verdict = basic.told(rules, number) + back
             reasons.append(verdict)
-        return Selection(np.flatnonzero(kept), reasons, scores)
+        return Selection(np.flatnonzero(kept), reasons, scores, -np.argsort(order))
 
 
 def _read(vocabulary: str | Sequence[str]) -> list[str]:

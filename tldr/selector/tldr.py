@@ -62,7 +62,7 @@ class TLDR(Selector):
         fit = signals["alignment"].read().astype(np.float32)
         if not self.novelty:
             kept, cut = best(fit, keep)
-            return Selection(kept, [f"alignment {f:.3g}, cut at {cut:.3g}" for f in fit], {"alignment": fit})
+            return Selection(kept, [f"alignment {f:.3g}, cut at {cut:.3g}" for f in fit], {"alignment": fit}, fit)
         feature = Feature(self.feature, signals, sampled(len(pool), seed=seed), dim=self.dim)
         rows = on_sphere(pool, feature.chunks(), signal_of(self.feature))
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
@@ -79,7 +79,7 @@ class TLDR(Selector):
             for f, d, t, w in zip(fit, distance, found.twin.tolist(), worth, strict=True)
         ]
         scores = {"cluster": found.cluster, "alignment": fit, "distance": distance, "worth": worth}
-        return Selection(kept, reasons, scores)
+        return Selection(kept, reasons, scores, worth)
 
 
 def standard(values: np.ndarray) -> np.ndarray:
