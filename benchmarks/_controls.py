@@ -56,6 +56,7 @@ class LengthBins(Selector):
 
     def check(self, pool: Pairs) -> None:
         """What the inner one asks."""
+        self.inner.device = self.device
         self.inner.check(pool)
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, **given: Any) -> Selection:

@@ -92,6 +92,21 @@ def test_classes_are_those_of_the_captions_unless_given(pairs):
         evaluate(Embedder(eye[OWNERS], sentences), pairs, classes=["cat", "dog", "frog", "ship", "truck"])
 
 
+def test_templates_may_be_named(pairs):
+    seen = []
+
+    class Reader(Embedder):
+        def embed_texts(self, captions):
+            seen.extend(captions)
+            return torch.ones(len(captions), 7)
+
+    evaluate(Reader(torch.eye(7)[OWNERS], torch.eye(7)), pairs, templates="clip")
+    assert [text for text in seen if "cat" in text][:2] == ["itap of a cat.", "a bad photo of the cat."]
+    assert len(seen) == 7 * 7
+    with pytest.raises(ValueError, match=r"evaluator\.zeroshot\.templates='clip80'; give a list of sentences, or clip"):
+        Zeroshot(templates="clip80")
+
+
 def test_imagenet_has_its_thousand_names():
     names, places = imagenet()
     assert len(names) == 1000

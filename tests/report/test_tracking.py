@@ -14,12 +14,13 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from tldr.data.loading import PairsData
 from tldr.ledger import Ledger, Stage
+from tldr.report.captions import CaptionTable
 from tldr.report.tracking import (
-    CaptionTable,
     _plain,
     artifact_name,
     begin,
@@ -208,8 +209,42 @@ def test_the_group_is_the_users_or_that_of_the_data():
         return no_logger()
 
     for group in (None, "mine"):
-        begin(partial(logger, group=group), name="n" * 200, group="cc3m", save_dir="out")
-    assert made == [{"name": "n" * 120, "group": group, "save_dir": "out"} for group in ("cc3m", "mine")]
+        begin(partial(logger, group=group), name="short", group="cc3m", save_dir="out")
+    assert made == [{"name": "short", "group": group, "save_dir": "out"} for group in ("cc3m", "mine")]
+    for end in "ab":  # as those of a sweep, which differ at the end
+        begin(logger, name=200 * "n" + end, group="cc3m", save_dir="out")
+    assert len({told["name"] for told in made[2:]}) == 2
+    assert max(len(told["name"]) for told in made) == 120
+
+
+@pytest.mark.parametrize(
+    ("resume", "before", "now", "goes_on"),
+    [(True, False, False, True), (False, False, False, False), (True, True, False, False), (True, False, True, False)],
+)
+def test_a_run_that_is_resumed_goes_on_where_it_is_online(tmp_path, resume, before, now, goes_on):
+    """``before`` and ``now``: is it offline?"""
+    made: list[dict] = []
+
+    class Live:
+        __module__ = "wandb.sdk"
+        disabled, id, url = False, "1x2y3z", "https://here"
+
+        def __init__(self, offline: bool) -> None:
+            self.offline = offline
+
+    class Online(DummyLogger):
+        def __init__(self, offline: bool, **told: Any) -> None:
+            super().__init__()
+            made.append(told)
+            self.live = Live(offline)
+
+        @property
+        def experiment(self) -> Any:
+            return self.live
+
+    begin(partial(Online, offline=before), name="blip", group="cc3m", save_dir=tmp_path)
+    begin(partial(Online, offline=now), name="blip", group="cc3m", save_dir=tmp_path, resume=resume)
+    assert [told.get("id") for told in made] == [None, "1x2y3z" if goes_on else None]
 
 
 def test_scorers_do_not_write_over_each_other(logger):

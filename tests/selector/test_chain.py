@@ -136,6 +136,14 @@ def test_one_target_serves_all_steps(pool):
         Chain(steps=[inner])
 
 
+def test_all_steps_compute_on_one_device(pool):
+    inner = CLIP, Top()
+    chain = Chain(steps=[inner[0], Chain(steps=[inner[1]])])
+    chain.device = "cuda:1"
+    chain.check(pool)
+    assert [step.device for step in inner] == ["cuda:1", "cuda:1"]
+
+
 def test_steps_are_checked(pool):
     class Labelled(Top):
         def check(self, pool):

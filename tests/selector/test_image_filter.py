@@ -89,6 +89,8 @@ def test_a_target_is_asked_for_by_its_override(pool):
     ("options", "message"),
     [
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
+        ({"language": "EN"}, r"selector\.language='EN': a code of ISO 639-1 in two small letters"),
+        ({"language": False}, r"selector\.language=False: .* for Norwegian"),
         ({"words": -1}, r"selector\.words=-1 must be at least 0"),
     ],
 )

@@ -88,6 +88,8 @@ def test_a_missing_detector_is_told_before_anything_is_scored(pool, monkeypatch)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"language": "EN"}, r"selector\.language='EN': a code of ISO 639-1 in two small letters"),
+        ({"language": False}, r"selector\.language=False: .* for Norwegian"),
         ({"words": -1}, r"selector\.words=-1 must be at least 0"),
         ({"aspect": 0.5}, r"selector\.aspect=0\.5 must be at least 1"),
         ({"vocabulary": "nowhere.txt"}, r"selector\.vocabulary=nowhere\.txt: no such file"),

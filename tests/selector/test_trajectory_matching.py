@@ -100,9 +100,7 @@ def test_students_learn_more_from_what_is_made_than_from_as_many_real_pairs(tmp_
     sizes; and the matching loss falls."""
     pool, signals = written(tmp_path, noise=1.0)
     matched = watch(monkeypatch)
-    maker = TrajectoryMatching(
-        **SMALL, iterations=120, expert_epochs=2, rate_images=20, rate_texts=2, rate_steps=0.001, device="cpu"
-    )
+    maker = TrajectoryMatching(**SMALL, iterations=120, expert_epochs=2, rate_images=20, rate_texts=2, rate_steps=0.001)
     made = maker(pool, signals, keep=16, seed=0, folder=tmp_path / "made").pairs
     assert np.mean(matched[-20:]) < 0.75 * np.mean(matched[:20])
     learned, rates = read(tmp_path / "made" / "distilled.npz"), (0.1, 0.3)

@@ -1,14 +1,24 @@
 """Selections that ask several models, choose for a target set, or make pairs: through the commands that people type."""
 
 import json
+from functools import partial
 
+import lightning as L
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tldr.data.shapes import Shapes
+from tldr.engine import Local
 from tldr.model.base import load_model
+from tldr.model.clip import Clip
 from tldr.pairs import Pairs
+from tldr.refiner.none import Keep
+from tldr.report.tracking import no_logger
+from tldr.selector.random import Random
+from tldr.tasks.scorer import pick_device
+from tldr.tasks.select import run
 
 QUICK = "scorers.clip.training.max_steps=4 logger=none report=false"
 
@@ -29,6 +39,29 @@ def test_the_clip_score_trains_a_clip_and_nothing_else(command, project):
     kept = table["kept"].to_numpy()
     (score,) = [name for name in table.column_names if name not in ("uid", "kept", "reason", "cluster")]
     assert table[score].to_numpy()[kept].min() >= table[score].to_numpy()[~kept].max()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match=f"device='?{device}"):
+        pick_device(device)
+
+
+def test_selectors_compute_on_the_device_of_the_task(tmp_path):
+    seen = []
+
+    class Where(Random):
+        def choose(self, pool, signals, *, keep, seed):
+            seen.append(self.device)
+            return super().choose(pool, signals, keep=keep, seed=seed)
+
+    run(
+        data=Shapes(tmp_path / "data", size=40), selector=Where(), refiner=Keep(), model=partial(Clip),
+        trainer=L.Trainer, engine=Local(), logger=no_logger, training={}, generation={}, compression=0.5, seed=0,
+        names={"data": "shapes", "selector": "where"}, out=tmp_path / "out", cache=tmp_path / "cache", report=False,
+        device="meta",
+    )  # fmt: skip
+    assert seen == ["meta"]
 
 
 def test_what_the_target_shows_is_chosen(command, project):

@@ -8,6 +8,7 @@ Shapes: N pairs.
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +65,15 @@ def pictures(pool: Pairs, *, side: int, aspect: float) -> list[Rule]:
     told = " or ".join(", ".join(names) for names in SIZES)
     print(f"selector.side and selector.aspect say nothing here: the pool has no columns {told}")
     return []
+
+
+def check_language(language: object) -> None:
+    """Raises ValueError for what no caption can be in."""
+    if language is not None and not (isinstance(language, str) and re.fullmatch("[a-z]{2}", language)):
+        raise ValueError(
+            f"selector.language={language!r}: a code of ISO 639-1 in two small letters, such as en, or null (any); for "
+            "Norwegian, which YAML takes for false, \"selector.language='no'\""
+        )
 
 
 def detector() -> Any:

@@ -33,6 +33,19 @@ from tldr.metric.rank import hit_probability, match_all
 from tldr.pairs import Pairs
 
 IMAGENET = "imagenet"
+# The seven that CLIP's authors found to do nearly as well on ImageNet as all their 80, of the notebook of prompts in
+# their repository
+TEMPLATES = {
+    "clip": (
+        "itap of a {}.",
+        "a bad photo of the {}.",
+        "a origami {}.",
+        "a photo of the large {}.",
+        "a {} in a video game.",
+        "art of the {}.",
+        "a photo of the small {}.",
+    )
+}
 RANKS = (1, 5)
 
 
@@ -41,8 +54,8 @@ class Zeroshot(Evaluator):
 
     ``classes``: the names to choose from; None for those that the pairs have, ``imagenet`` for the thousand of
     ImageNet-1k, whose captions may be WordNet ids (``n01440764``) or descriptions. ``templates`` hold ``{}`` where the
-    name goes. A model without embeddings is asked about every picture with every sentence, at most ``max_matches``
-    times.
+    name goes, or are named: ``clip``, those that CLIP's authors chose. A model without embeddings is asked about every
+    picture with every sentence, at most ``max_matches`` times.
     """
 
     task = "classes"
@@ -51,7 +64,7 @@ class Zeroshot(Evaluator):
     def __init__(
         self,
         *,
-        templates: Sequence[str] = ("a photo of a {}.",),
+        templates: Sequence[str] | str = ("a photo of a {}.",),
         classes: Sequence[str] | str | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -59,6 +72,12 @@ class Zeroshot(Evaluator):
         progress: bool = True,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, progress=progress)
+        if isinstance(templates, str):
+            if templates not in TEMPLATES:
+                raise ValueError(
+                    f"evaluator.zeroshot.templates={templates!r}; give a list of sentences, or {', '.join(TEMPLATES)}"
+                )
+            templates = TEMPLATES[templates]
         wrong = [template for template in templates if template.count("{}") != 1]
         if wrong or not templates:
             raise ValueError(f"evaluator.zeroshot.templates={list(templates)}: each needs one {{}} for the name")

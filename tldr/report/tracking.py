@@ -1,5 +1,5 @@
-"""What Weights & Biases is shown of a run: histograms and example pairs of a selection, captions while a model learns
-to write them, and artifacts from pool to subset to checkpoint.
+"""What Weights & Biases is shown of a run: histograms and example pairs of a selection, and artifacts from pool to
+subset to checkpoint.
 
 ``experiment`` is what Lightning's loggers give (``logger.experiment``). Where it is not a live W&B run, as with
 ``logger=none`` or on ranks other than the first, these functions do nothing and wandb is not imported. Offline, W&B
@@ -15,23 +15,18 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
-import lightning as L
 import numpy as np
 import pyarrow as pa
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch.distributed.fsdp import FSDPModule
-from torch.utils.data import Subset
 
-from tldr.check import check_number
+from tldr.atomic import write_json
 from tldr.data.images import ImageError, ImageStore
-from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.ledger import Ledger
 from tldr.pairs import Pairs
 from tldr.report.decisions import Decisions
@@ -45,6 +40,7 @@ T = TypeVar("T")
 
 _BINS = 64
 _NAME = 120  # characters; W&B takes 128
+_RUN = "wandb.json"  # in a run's folder: which of W&B's it is
 _PICTURE = 256  # pixels of the longer side
 
 
@@ -58,11 +54,19 @@ def csv_logger(*, save_dir: str | Path, **_: Any) -> Logger:
     return CSVLogger(save_dir, name="csv")
 
 
-def begin(logger: Callable[..., Logger], *, name: str, group: str, **options: Any) -> Logger:
-    """A run of this ``name``, in its own ``group`` or in this one."""
-    if getattr(logger, "keywords", {}).get("group") is None:
+def begin(logger: Callable[..., Logger], *, name: str, group: str, resume: bool = False, **options: Any) -> Logger:
+    """A run of this ``name``, in its own ``group`` or in this one. With ``resume``, that of the last time in
+    ``save_dir`` goes on, where W&B has it: what is offline cannot be added to, and becomes a run of its own."""
+    given, file = getattr(logger, "keywords", {}), Path(options["save_dir"]) / _RUN
+    if given.get("group") is None:
         options["group"] = group
-    return logger(name=name[:_NAME], **options)
+    if resume and file.is_file() and not given.get("offline"):
+        options["id"] = json.loads(file.read_text(encoding="utf-8"))["id"]  # which Lightning's logger resumes
+    made = logger(name=_short(name), **options)
+    run = live_run(made.experiment)  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
+    if run is not None and not run.offline:
+        write_json(file, {"id": run.id, "url": run.url})
+    return made
 
 
 def part_of(logger: Logger, name: str) -> Logger:
@@ -233,75 +237,13 @@ def _artifact(run: wandb.Run, path: str | Path, *, name: str, type: str, content
 def _plain(name: str) -> str:
     """A name that W&B takes for an artifact; one with other signs, or too long, keeps apart from others by a digest."""
     plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)
-    if plain == name and len(name) <= _NAME:
-        return name
-    return f"{plain[: _NAME - 9]}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return _short(name) if plain == name else f"{plain[: _NAME - 9]}-{_digest(name)}"
 
 
-# --- captions while training ----------------------------------------------------------------------------------------
+def _short(name: str) -> str:
+    """No more than `_NAME` of it, the last of them a digest where it is longer."""
+    return name if len(name) <= _NAME else f"{name[: _NAME - 9]}-{_digest(name)}"
 
 
-class Writer(Protocol):
-    """A module that captions pictures."""
-
-    def generate(self, images: Any, *, strategy: str) -> list[str]:
-        """A caption for each of (B, 3, H, W) pictures."""
-        ...
-
-
-class CaptionTable(L.Callback):
-    """Every ``every_n_steps`` optimiser steps (0: never), and at the end: a table of ``count`` pictures of the training
-    pairs, always the same, with the original captions and those that the model now writes. Training goes on as if it
-    had not happened: the random state and the modules' modes are put back."""
-
-    def __init__(self, *, every_n_steps: int, count: int = 16, strategy: str = "greedy") -> None:
-        meaning = "steps between tables of captions, a whole number from 1; 0: none"
-        check_number("caption_table_every", every_n_steps, meaning, low=0, whole=True)
-        self.every_n_steps, self.count, self.strategy = every_n_steps, count, strategy
-        self._logged = 0  # the step of the last table: with accumulated gradients, several batches share a step
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Log where it is time."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
-            self._log(trainer, pl_module)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log what it has learned."""
-        if self.every_n_steps:
-            self._log(trainer, pl_module)
-
-    def _log(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        run = live_run(cast(Any, trainer.logger).experiment if trainer.logger is not None else None)
-        if run is None or not hasattr(module, "generate") or trainer.global_step == self._logged:
-            return
-        if isinstance(module, FSDPModule):  # one process writes the table, and has a part of the weights
-            return
-        import wandb
-
-        self._logged = trainer.global_step
-        dataset: PairsDataset = trainer.datamodule.dataset  # pyright: ignore[reportAttributeAccessIssue]
-        rows = np.unique(np.linspace(0, len(dataset) - 1, self.count).round().astype(int)).tolist()
-        plain = PairsDataset.seen_by(dataset, dataset.pairs)  # without augmentation
-        with isolate_rng():  # a loader draws a seed, too
-            batch = next(iter(ordered_loader(Subset(plain, rows), batch_size=len(rows))))
-            captions = self._generate(trainer, module, batch["images"].to(module.device))
-        cells = zip(batch["images"], batch["captions"], captions, _uids(dataset.pairs, rows), strict=True)
-        data = [[wandb.Image(image, file_type="jpg"), old, new, uid] for image, old, new, uid in cells]
-        table = wandb.Table(columns=["picture", "original", "generated", "uid"], data=data)
-        run.log({"captions": table, "trainer/global_step": trainer.global_step})
-
-    def _generate(self, trainer: L.Trainer, module: L.LightningModule, images: Any) -> list[str]:
-        modes = [(part, part.training) for part in module.modules()]
-        module.eval()
-        try:
-            with trainer.precision_plugin.forward_context():
-                return cast(Writer, module).generate(images, strategy=self.strategy)
-        finally:
-            for part, training in modes:  # not train(): a frozen part must stay in evaluation mode
-                part.training = training
-
-
-def _uids(pairs: Pairs, rows: Sequence[int]) -> list[str]:
-    return [pairs.uids[row].as_py() for row in rows]
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -85,13 +85,15 @@ class Method:
     """What selectors and makers have in common: the signals they ``needs`` (``alignment`` of the scorer that
     ``model=`` names, ``clip.embedding`` of the one that is called so), and the ``target``, a `tldr.data.base.Reader`
     of the pairs that the data are wanted for, where a method ``needs_target``. ``scorer_options`` are what scorers have
-    to be made with, by their names: ``{"classifier": {"column": "label"}}``."""
+    to be made with, by their names: ``{"classifier": {"column": "label"}}``. Where it trains or compares much, it does
+    so on ``device``, as the task's ``device=`` has it."""
 
     needs: tuple[str, ...] = ()
     needs_target: bool = False
     scorer_options: Mapping[str, Mapping[str, Any]] = {}
     needs_writer: bool = False  # of captions: the main scorer, as refiners use it
     target: Any = None
+    device: str = "cpu"
 
     @property
     def target_needs(self) -> tuple[str, ...]:
@@ -218,9 +220,10 @@ class Combination(Selector, ABC):
         return tuple(dict.fromkeys(name for step in self.steps.values() for name in step.target_needs))
 
     def check(self, pool: Pairs) -> None:
-        """What every step asks, of the common target set."""
+        """What every step asks, of the common target set; all use one device."""
         super().check(pool)
         for step in self.steps.values():
+            step.device = self.device
             if step.needs_target:
                 step.target = self.target
             step.check(pool)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, above_zero, best, counts
-from tldr.signal.sphere import unit_rows
+from tldr.signal.sphere import cosines, unit_rows
 from tldr.signal.store import Signals
 
 _BLOCK = 1024  # pictures compared with a batch of captions at once: 128 MiB for 32,768 of them
@@ -36,14 +36,13 @@ class ClipLoss(Selector):
         counts(2, batch_size=batch_size)
         counts(1, shuffles=shuffles)
         self.temperature, self.batch_size, self.shuffles = temperature, batch_size, shuffles
-        self.image, self.text = f"{scorer}.embedding", f"{scorer}.text_embedding"
-        self.needs = (self.image, self.text)
+        self.needs = (f"{scorer}.embedding", f"{scorer}.text_embedding")
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
         """Divide the pool ``shuffles`` times, average, and keep the top."""
         assert signals is not None
-        image, text = (torch.from_numpy(unit_rows(pool, signals, name)) for name in (self.image, self.text))
-        score = (image * text).sum(1).numpy()
+        rows = [unit_rows(pool, signals, name) for name in self.needs]
+        score, (image, text) = cosines(*rows), map(torch.from_numpy, rows)
         batches = -(-len(pool) // self.batch_size)
         rng, total = np.random.default_rng(seed), np.zeros(len(pool))
         times = self.shuffles if batches > 1 else 1  # one batch is the same however it is shuffled
@@ -61,9 +60,8 @@ class ClipLoss(Selector):
 
     def normaliser(self, image: Tensor, text: Tensor) -> np.ndarray:
         """(B,) what is taken from the score in a batch of unit vectors (B, E), in blocks of its pictures."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        image, text = image.to(device), text.to(device)
-        by_image, by_text = [], torch.full((len(text),), -torch.inf, device=device)
+        image, text = image.to(self.device), text.to(self.device)
+        by_image, by_text = [], torch.full((len(text),), -torch.inf, device=self.device)
         for block in image.split(_BLOCK):
             logits = block @ text.T / self.temperature  # (b, B)
             by_image.append(logits.logsumexp(1))

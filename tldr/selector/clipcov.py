@@ -25,8 +25,8 @@ import numpy as np
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best, counts
-from tldr.signal.sphere import DENSE, Sphere, cluster_count, unit, unit_rows
-from tldr.signal.store import Signals
+from tldr.signal.sphere import DENSE, Sphere, cluster_count, cosines, in_blocks, unit, unit_rows
+from tldr.signal.store import Signals, gathered
 
 
 class ClipCov(Selector):
@@ -46,14 +46,15 @@ class ClipCov(Selector):
         if clusters < (wanted := 2 * len(pool) // DENSE):  # larger classes take time by the square of their size
             print(f"selector.clusters={self.clusters} is raised to {wanted}, for classes of about {DENSE // 2} pairs")
             clusters = wanted
-        sphere = Sphere.fit(unit(image + text), clusters, seed=seed)
+        both = map(np.add, in_blocks(image), in_blocks(text))
+        sphere = Sphere.fit(gathered(map(unit, both), len(pool)), clusters, seed=seed)
         classes = [members for members in sphere.members() if len(members)]
         foreign = _foreign(image, text, classes) + _foreign(text, image, classes)
         worth, place = np.empty(len(pool), np.float32), np.empty(len(pool), np.int64)
         for members in classes:
             worth[members], place[members] = order(image[members], text[members], foreign[members])
         chosen, cut = best(worth, keep)
-        fit = (image * text).sum(1)
+        fit = cosines(image, text)
         reasons = [
             f"worth {w:.4g} as pick {p + 1} of class {c}, cut at {cut:.4g}; picture and caption {f:.3g}"
             for w, p, c, f in zip(worth, place, sphere.label, fit, strict=True)

@@ -62,7 +62,6 @@ class DatasetDistillation(Maker):
         lr: float = 0.1,
         batch_size: int = 256,
         remember: bool = True,
-        device: str = "auto",
     ) -> None:
         one_of(NETWORKS, network=network)
         one_of(INITS, init=init)
@@ -77,8 +76,6 @@ class DatasetDistillation(Maker):
         self.init, self.networks, self.steps, self.passes = init, networks, steps, passes
         self.step_size, self.iterations, self.lr, self.batch_size = step_size, iterations, lr, batch_size
         self.remember = remember
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(chosen)
 
     def check(self, pool: Pairs) -> None:
         """Raises ValueError where the labels are not there, have gaps, or are all the same."""

@@ -43,6 +43,7 @@ class ImageFilter(Selector):
     ) -> None:
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         at_least(0, words=words, characters=characters)
+        basic.check_language(language)
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
         self.words, self.characters, self.language, self.score = words, characters, language, score
         self.target = target

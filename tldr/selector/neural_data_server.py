@@ -131,9 +131,9 @@ class NeuralDataServer(Selector):
             experts = RotationExperts.load(torch.load(file, weights_only=True), image_size=self.image_size)
             charge_found(file.parent)
         else:
-            with metered(file.parent, device="cuda" if torch.cuda.is_available() else "cpu") as meter:
+            with metered(file.parent, device=self.device) as meter:
                 pictures = [self._pictures(pool, np.unique(own)) for own in rows]
-                experts = RotationExperts.train(pictures, steps=self.steps, seed=seed, meter=meter)
+                experts = RotationExperts.train(pictures, steps=self.steps, seed=seed, meter=meter, device=self.device)
                 with atomic_path(file) as temporary:
                     torch.save(experts.state(), temporary)
         return experts.scores(self._pictures(target.pairs, _some(len(target.pairs), seed)))

@@ -19,7 +19,7 @@ import numpy as np
 
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, Target, best, counts, one_of
-from tldr.signal.sphere import unit_rows
+from tldr.signal.sphere import in_blocks, unit_rows
 from tldr.signal.store import Signals
 
 NORMS = ("inf", "2")
@@ -77,11 +77,11 @@ class NormSim(Selector):
         score, last = np.zeros(len(rows), np.float32), np.full(len(rows), self.rounds)
         cuts, left = np.zeros(self.rounds + 1), np.arange(len(rows))
         for number in range(1, self.rounds + 1):
-            score[left] = spread(rows[left], rows[left])
-            stay = len(rows) - round((len(rows) - keep) * number / self.rounds)
+            score[left] = spread(rows, rows)
+            stay = len(score) - round((len(score) - keep) * number / self.rounds)
             among, cuts[number] = best(score[left], stay)
             last[np.delete(left, among)] = number
-            left = left[among]
+            left, rows = left[among], rows[among]
         reasons = [
             f"root mean square similarity to what was left {s:.3g}, cut at {cuts[r]:.3g} in round {r} of {self.rounds}"
             for s, r in zip(score, last, strict=True)
@@ -92,4 +92,5 @@ class NormSim(Selector):
 def spread(rows: np.ndarray, aims: np.ndarray) -> np.ndarray:
     """(N,) root mean square similarity of unit ``rows`` (N, E) to unit ``aims`` (M, E)."""
     moment = (aims.T @ aims) / len(aims)  # (E, E)
-    return np.sqrt(np.maximum(np.einsum("ne,ne->n", rows @ moment, rows), 0))
+    squares = [np.einsum("ne,ne->n", some @ moment, some) for some in in_blocks(rows)]
+    return np.sqrt(np.maximum(np.concatenate(squares), 0))

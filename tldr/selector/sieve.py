@@ -79,8 +79,11 @@ class Sieve(Selector):
         self.needs_writer = captions is None
 
     def check(self, pool: Pairs) -> None:
-        """Raises ValueError where the pool has no such column of captions, or one that holds no text."""
+        """Raises ValueError where the pool has no such column of captions, or one that holds no text, and where the
+        sentence encoder is none."""
         super().check(pool)
+        if self.sentence_encoder is not None:
+            _read_checkpoint("AutoConfig", self.sentence_encoder)  # the rest when it is wanted
         if self.captions is not None:
             self._read(pool)
 
@@ -106,7 +109,7 @@ class Sieve(Selector):
         if self.sentence_encoder is None:
             parts = [tf_idf(found, plain[part], row[part]) for part in slices]
         else:
-            encoder = SentenceEncoder(self.sentence_encoder, self.batch_size)
+            encoder = SentenceEncoder(self.sentence_encoder, self.batch_size, self.device)
             one = encoder(found)
             parts = [np.einsum("ne,ne->n", one[row[part]], encoder(plain[part])) for part in slices]
         cosine = np.concatenate([np.empty(0), *parts])
@@ -205,22 +208,24 @@ def _terms(at: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np
     return text[new], term[new], np.diff(np.r_[new, len(text)])
 
 
+def _read_checkpoint(kind: str, checkpoint: str) -> Any:
+    """What a class of transformers finds there."""
+    import transformers  # here: who compares by TF-IDF does not wait for it
+
+    try:
+        return getattr(transformers, kind).from_pretrained(checkpoint)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"selector.sentence_encoder={checkpoint} is no transformers checkpoint: {error}") from error
+
+
 class SentenceEncoder:
     """A checkpoint of transformers, folder or id, as it compares texts: the mean of the last states over the tokens.
     Raises ValueError where it is none."""
 
-    def __init__(self, checkpoint: str, batch_size: int) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
-            model: Any = AutoModel.from_pretrained(checkpoint)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"selector.sentence_encoder={checkpoint} is no transformers checkpoint: {error}"
-            ) from error
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.batch_size = model.to(self.device).eval(), batch_size
+    def __init__(self, checkpoint: str, batch_size: int, device: str = "cpu") -> None:
+        self.tokenizer: Any = _read_checkpoint("AutoTokenizer", checkpoint)
+        model: Any = _read_checkpoint("AutoModel", checkpoint)
+        self.model, self.batch_size, self.device = model.to(device).eval(), batch_size, device
 
     @torch.inference_mode()
     def __call__(self, texts: pa.Array) -> np.ndarray:

@@ -44,6 +44,7 @@ class TextFilter(Selector):
         score: str | None = None,
     ) -> None:
         at_least(0, words=words, characters=characters, side=side)
+        basic.check_language(language)
         at_least(1, aspect=aspect)
         self.words, self.characters, self.language, self.side, self.aspect = words, characters, language, side, aspect
         self.vocabulary = None if vocabulary is None else _read(vocabulary)

@@ -85,7 +85,6 @@ class TrajectoryMatching(Maker):
         rank: int = 10,
         alpha: float = 3.0,
         rate_similarity: float = 1.0,
-        device: str = "auto",
     ) -> None:
         one_of(SIMILARITIES, similarity=similarity)
         given = dict(locals())
@@ -100,8 +99,6 @@ class TrajectoryMatching(Maker):
         self.learn_text, self.momentum, self.similarity = learn_text, momentum, similarity
         self.rates = {"images": rate_images, "texts": rate_texts, "steps": rate_steps, "similarity": rate_similarity}
         self.rank, self.alpha = rank, alpha
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(chosen)
 
     def make(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int, folder: Path) -> Made:
         """Train the experts, or find them; learn ``keep`` pairs from them; write these. Raises ValueError for a picture

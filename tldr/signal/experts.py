@@ -47,9 +47,9 @@ class RotationExperts:
         channels: int = 16,
         seed: int,
         meter: Meter,
+        device: str = "cpu",
     ) -> RotationExperts:
         """From the pictures (R, 3, H, H) uint8 of every part; a step sees ``batch_size`` of them in all turns."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         networks = []
         for number, pictures in enumerate(parts):
             with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ Shapes: N pairs, E width of the embedding, K clusters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,13 +19,18 @@ from tldr.signal.store import Signals, gathered
 
 CHOICES = ("hard", "easy", "random")
 DENSE = 8192  # rows whose similarities are held at once, 256 MiB; above, they are computed as they are asked for
-_BLOCK = 2048  # rows compared with as many others at once
+_BLOCK = 2048  # rows compared with as many others, or computed with, at once
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     """(n, E) -> (n, E) float32 of length 1; a row of zeros stays one."""
     rows = rows.astype(np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def in_blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """(n, E) -> views of consecutive rows, so that what is computed of them is never there for all at once."""
+    return (rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK))
 
 
 def unit_rows(pool: Pairs, signals: Signals, name: str) -> np.ndarray:
@@ -40,6 +45,11 @@ def on_sphere(pool: Pairs, chunks: Iterable[np.ndarray], name: str) -> np.ndarra
         rows = gathered(map(unit, chunks), len(pool))
     pool.refuse_infinite(name, np.isfinite(rows.sum(1)))
     return rows
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n,) of the rows of two (n, E) unit arrays, pair by pair."""
+    return np.concatenate([(a * b).sum(1) for a, b in zip(in_blocks(one), in_blocks(other), strict=True)])
 
 
 def cluster_count(clusters: int, pairs: int, rows_per_cluster: int) -> int:

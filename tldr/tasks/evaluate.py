@@ -49,6 +49,7 @@ def run(
 ) -> dict[str, float]:
     """The numbers of every evaluator on ``pairs`` or on what ``data`` reads, also in ``evaluation-*.json``; what the
     models said, in ``evaluation-*-details.json``. ``export`` writes the (one) checkpoint as a Hugging Face folder."""
+    placed = pick_device(device)
     given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     files = [Path(path) / "model.ckpt" if Path(path).is_dir() else Path(path) for path in given]
     if not files or (export is not None and len(files) > 1):
@@ -92,7 +93,7 @@ def run(
     numbers: dict[str, float] = {}
     told: dict[str, dict[str, Any]] = {}
     for name, each in evaluator.items():
-        model = models[chosen[name]].to(pick_device(device))
+        model = models[chosen[name]].to(placed)
         with ledger.stage(f"evaluate {name}" if len(evaluator) > 1 else "evaluate") as stage:
             stage.devices = int(model.device.type != "cpu")
             found = each(model, measured[name])

@@ -37,8 +37,15 @@ HOW_FAST = (
 
 
 def pick_device(device: str) -> torch.device:
-    """``auto``: the GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    """``auto``: the GPU where there is one. Raises ValueError for what torch does not know or see."""
+    gpu = torch.cuda.is_available()
+    try:
+        chosen = torch.device(("cuda" if gpu else "cpu") if device == "auto" else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: auto, cpu, cuda or one of several, cuda:1") from error
+    if chosen.type == "cuda" and not (gpu and (chosen.index or 0) < torch.cuda.device_count()):
+        raise ValueError(f"device={device}: torch sees {torch.cuda.device_count() if gpu else 0} GPUs here; device=cpu")
+    return chosen
 
 
 def refuse_several(trainer: Callable[..., L.Trainer]) -> None:

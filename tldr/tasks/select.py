@@ -27,11 +27,11 @@ from tldr.ledger import Ledger
 from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.refiner.base import Refiner
+from tldr.report.captions import CaptionTable
 from tldr.report.explain import explained
 from tldr.report.made import write_made_report
 from tldr.report.selection import write_report
 from tldr.report.tracking import (
-    CaptionTable,
     artifact_name,
     begin,
     ends_its_run,
@@ -101,6 +101,8 @@ def run(
     check_seed(seed)
     check_formats(exports)
     refuse_several(trainer)
+    placed = pick_device(device)
+    selector.device = str(placed)
     if writer and not refiner.needs_writer:
         raise ValueError(f"writer={writer} writes captions for a refiner: add refiner=append, replace, best or capfilt")
     folder, cache, ledger = Path(out), Path(cache), Ledger()
@@ -123,7 +125,7 @@ def run(
     signals, target = None, None
     by = WRITER if writer else MAIN  # who writes for the refiner
     writing = ({by} if refiner.needs_writer else set()) | ({MAIN} if selector.needs_writer else set())
-    extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine, "device": pick_device(device)}
+    extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine, "device": placed}
     judges = Scorers.find(
         pool, {*scorers_of((*selector.needs, *refiner.needs)), *writing},
         {MAIN: {"model": model, "checkpoint": checkpoint}, WRITER: {"model": model, "checkpoint": writer},
@@ -203,7 +205,8 @@ def _refuse_to_replace(folder: Path, identity: Mapping[str, Any], config: Mappin
             _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
             for facts in (there, asked)
         )
-        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not key.endswith(HOW_FAST))
+        how = (*HOW_FAST, ".device")
+        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not key.endswith(how))
         if other:
             told = ", ".join(f"{key}={had.get(key)}" for key in other)
             raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")

@@ -24,8 +24,8 @@ from tldr.evaluator.vqa import Vqa
 from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs, home_of
+from tldr.report.captions import CaptionTable
 from tldr.report.tracking import (
-    CaptionTable,
     artifact_name,
     begin,
     ends_its_run,
@@ -112,7 +112,7 @@ def run(
     recipe = names.get("experiment") or names["model"]
     title = "-".join([recipe, *home.parts[-2:], f"s{seed}"])
     title += "" if folder.name == f"{recipe}-s{seed}" else f"-{folder.name}"
-    tracker = begin(logger, name=title, group=of["data"], job_type="train", save_dir=folder)
+    tracker = begin(logger, name=title, group=of["data"], resume=resume, job_type="train", save_dir=folder)
     tracker.log_hyperparams({**(config or {}), "subset": of})
     experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
     used = Path(cache, "pools", subset.hash) if pairs is None else home
