@@ -105,7 +105,7 @@ def make(blip, tmp_path):
 
     def build(**given: Any) -> Paragraph:
         config: Any = OmegaConf.to_container(OmegaConf.load(CONF / "paragraph.yaml"), resolve=True)
-        small = {"checkpoint": str(blip), "folder": tmp_path / "kept", "device": "cpu", "max_new_tokens": 6}
+        small = {"checkpoint": str(blip), "folder": tmp_path / "kept", "max_new_tokens": 6}
         assert config.pop("_target_").endswith("Paragraph")
         return Paragraph(**{**config, **small, "rows_per_part": 4, "batch_size": 3, **given})
 
@@ -164,7 +164,9 @@ def test_the_prompt_is_asked_and_no_part_of_the_text(make, subset):
 def test_a_picture_is_described_once(make, subset, monkeypatch):
     refiner, seen = make(), []
     describe = refiner.captioner.describe
-    monkeypatch.setattr(refiner.captioner, "describe", lambda images: seen.append(len(images)) or describe(images))
+    monkeypatch.setattr(
+        refiner.captioner, "describe", lambda images, _: seen.append(len(images)) or describe(images, _)
+    )
     first = refiner(subset, None)
     assert seen == [3, 1, 3, 1, 1]  # nine pictures in parts of 4 and batches of 3
     assert refiner(subset, None).table.equals(first.table)
@@ -178,18 +180,18 @@ def test_a_killed_run_goes_on(make, subset, monkeypatch, tmp_path):
     killed, calls = make(), []
     describe = killed.captioner.describe
 
-    def die(images: list[Any]) -> list[str]:
+    def die(images: list[Any], device: str) -> list[str]:
         calls.append(len(images))
         if len(calls) == 4:  # in the second part
             raise KeyboardInterrupt
-        return describe(images)
+        return describe(images, device)
 
     monkeypatch.setattr(killed.captioner, "describe", die)
     with pytest.raises(KeyboardInterrupt):
         killed(subset, None)
     again, seen = make(), []
     describe = again.captioner.describe
-    monkeypatch.setattr(again.captioner, "describe", lambda images: seen.append(len(images)) or describe(images))
+    monkeypatch.setattr(again.captioner, "describe", lambda images, _: seen.append(len(images)) or describe(images, _))
     assert again(subset, None).table.equals(whole.table)
     assert sum(seen) == 9 - 4, "the first part was there"
     files = [sorted(folder.rglob("*.parquet")) for folder in (tmp_path / "kept", tmp_path / "undisturbed")]

@@ -65,11 +65,13 @@ def check_margin(margin: float) -> None:
 
 class Refiner(ABC):
     """A subclass defines `refine`. ``writes`` False: captions stay as they are. ``needs_writer`` False: no captioner is
-    needed. ``needs``: the signals of other scorers that it judges by (``blip.alignment``), as selectors name them."""
+    needed. ``needs``: the signals of other scorers that it judges by (``blip.alignment``), as selectors name them.
+    ``device``, as the task's ``device=`` has it: where a model of its own computes."""
 
     writes: bool = True
     needs_writer: bool = True
     needs: tuple[str, ...] = ()
+    device: str = "cpu"
 
     def __call__(self, subset: Pairs, writer: Writer | None) -> Pairs:
         """The same pairs (uids, pictures) with refined captions."""

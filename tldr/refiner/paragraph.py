@@ -62,7 +62,6 @@ class Paragraph(Refiner):
         generation: Mapping[str, Any] | None = None,
         batch_size: int = 8,
         rows_per_part: int = 256,
-        device: str = "auto",
         dtype: str = "auto",
         seed: int = 0,
     ) -> None:
@@ -73,7 +72,7 @@ class Paragraph(Refiner):
         self.mode, self.joiner, self.margin = mode, joiner, margin
         self.needs_writer = mode == "best"
         options = {"max_new_tokens": max_new_tokens, **(generation or {})}
-        self.captioner = DenseCaptioner(checkpoint, prompt, options, device=device, dtype=dtype)
+        self.captioner = DenseCaptioner(checkpoint, prompt, options, dtype=dtype)
         self.folder, self.batch_size, self.rows_per_part, self.seed = Path(folder), batch_size, rows_per_part, seed
         for name in ("batch_size", "rows_per_part", "max_new_tokens"):
             if locals()[name] < 1:
@@ -117,12 +116,11 @@ class Paragraph(Refiner):
         the run that wrote it first."""
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
         store, texts = ImageStore(subset.root), []
-        device = self.captioner.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([self.device] if self.device.startswith("cuda") else []):
             torch.manual_seed(seed)
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
-                texts += self.captioner.describe([_picture(store, subset, row) for row in batch])
+                texts += self.captioner.describe([_picture(store, subset, row) for row in batch], self.device)
                 bar.update(len(batch))
         return texts
 
@@ -145,9 +143,7 @@ class DenseCaptioner:
     """The checkpoint, its processor and its settings. The configuration is read at once, so that a wrong name costs no
     scorer's training first; the weights when the first picture is to be described."""
 
-    def __init__(
-        self, checkpoint: str | None, prompt: str, options: Mapping[str, Any], *, device: str, dtype: str
-    ) -> None:
+    def __init__(self, checkpoint: str | None, prompt: str, options: Mapping[str, Any], *, dtype: str) -> None:
         if not checkpoint:
             raise ValueError(
                 "refiner=paragraph needs a dense captioner: refiner.checkpoint=<folder or Hugging Face id of an "
@@ -170,7 +166,6 @@ class DenseCaptioner:
                 "(transformers' AutoModelForImageTextToText); a BLIP, GIT or LLaVA does, say"
             )
         self.checkpoint, self.prompt, self.options = str(checkpoint), prompt.strip(), dict(options)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.dtype: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
         self.revision = getattr(config, "_commit_hash", None)  # of an id
         self.model: Any = None
@@ -205,13 +200,13 @@ class DenseCaptioner:
         self.tokenizer.padding_side = "left"  # what is written follows the prompt
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
         model: Any = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=self.dtype)
-        return model.to(self.device).eval()
+        return model.eval()
 
     @torch.inference_mode()
-    def describe(self, images: list[Image]) -> list[str]:
+    def describe(self, images: list[Image], device: str) -> list[str]:
         """A paragraph for each RGB picture, on one line."""
-        model = self.model = self.model or self.load()
-        inputs = self._inputs(images).to(self.device, model.dtype)
+        model = self.model = self.model or self.load().to(device)
+        inputs = self._inputs(images).to(model.device, model.dtype)
         prompt = inputs["input_ids"].clone() if "input_ids" in inputs else None  # BLIP writes into its input
         written = model.generate(**inputs, **self.options)
         if prompt is not None and not model.config.is_encoder_decoder:

@@ -102,7 +102,7 @@ def run(
     check_formats(exports)
     refuse_several(trainer)
     placed = pick_device(device)
-    selector.device = str(placed)
+    selector.device = refiner.device = str(placed)
     if writer and not refiner.needs_writer:
         raise ValueError(f"writer={writer} writes captions for a refiner: add refiner=append, replace, best or capfilt")
     folder, cache, ledger = Path(out), Path(cache), Ledger()
