@@ -17,6 +17,14 @@ def check_number(
         raise ValueError(f"{key}={value!r}; {meaning}")
 
 
+def check_flag(**options: Any) -> None:
+    """Raises ValueError naming the first of ``options`` that is neither true nor false. Hydra reads ``yes`` and ``no``
+    as texts, and every text but an empty one counts as true."""
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"data.{name}={value!r}; it is true or false")
+
+
 def check_seed(seed: Any) -> None:
     """Raises ValueError for what NumPy, torch and Lightning do not all take."""
     check_number("seed", seed, "a whole number from 0 to 2**32 - 1", low=0, high=2**32 - 1, whole=True)

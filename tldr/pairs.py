@@ -138,7 +138,9 @@ class Pairs:
             raise ValueError(f"{file} is not an Arrow file of pairs: {error}") from error
         stored = (table.schema.metadata or {}).get(_METADATA_KEY)
         if stored is None:
-            raise ValueError(f"{file} was not written by tldr: it has no provenance; read it with data=parquet")
+            raise ValueError(
+                f"{file} was not written by tldr, it has no provenance; data=parquet reads what is written as parquet"
+            )
         meta = json.loads(stored)
         pairs = cls(table.replace_schema_metadata(None), meta["root"], meta["provenance"])
         pairs.__dict__["hash"] = meta["hash"]

@@ -73,6 +73,27 @@ def test_karpathy_splits(tmp_path, split, names):
         assert row.caption.startswith(row.extra["split"])
 
 
+def test_an_id_of_two_pictures_names_none(tmp_path):
+    """As where two files were put together, whose ids both count from 1."""
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "c.png"}, {"id": 1, "file_name": "b.png"}]
+    captions = [{"id": n, "image_id": image, "caption": "x"} for n, image in enumerate((1, 2))]
+    write(tmp_path / "a.json", {"images": images, "annotations": [*captions, None]})
+    bad, row, nothing = Coco(tmp_path / "a.json").rows()
+    assert bad == Bad(
+        "", b"x", "read", "image id of two pictures: 1 is that of a.png and of b.png, a.json annotation 0", "0"
+    )
+    assert isinstance(row, Row)
+    assert row.image == "c.png"
+    assert isinstance(nothing, Bad)
+
+
+@pytest.mark.parametrize("sentences", [None, "text"])
+def test_sentences_that_are_no_list_are_no_files_of_karpathy(tmp_path, sentences):
+    write(tmp_path / "a.json", {"images": [{"filename": "a.png", "sentences": sentences}]})
+    with pytest.raises(ValueError, match=r"a\.json is neither COCO's"):
+        list(Coco(tmp_path / "a.json").rows())
+
+
 def test_karpathys_flickr8k_has_no_folders(tmp_path):
     images = [{"filename": "a.jpg", "imgid": 0, "split": "train", "sentences": [{"raw": "x ", "sentid": 5}]}]
     images += [{"filename": "b.jpg", "imgid": 1, "split": "train", "sentences": []}]

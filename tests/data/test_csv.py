@@ -45,11 +45,36 @@ def test_conceptual_captions(tmp_path):
 
 
 def test_conceptual_captions_have_no_quoting(tmp_path):
-    """As ``conf/data/csv.yaml`` has it: with quotes, one at the beginning of a line takes the lines up to the next."""
+    """A quote that has no end is not given that of another, three lines further on."""
     (tmp_path / "a.tsv").write_text('"stray\thttp://host/1\nsecond\thttp://host/2\nit is so big"\thttp://host/3\n')
-    captions = [caption for _, caption in found(tmp_path / "a.tsv", quotes=False)]
-    assert captions == ['"stray', "second", 'it is so big"']
-    assert len(found(tmp_path / "a.tsv")) < 3
+    for quotes in (False, True):
+        captions = [caption for _, caption in found(tmp_path / "a.tsv", quotes=quotes)]
+        assert captions == ['"stray', "second", 'it is so big"']
+
+
+@pytest.mark.parametrize("titled", [False, True])
+def test_captions_of_several_lines_are_whole(tmp_path, titled):
+    rows = [("http://host/1", "a dog,\nrunning"), ("http://host/2", "cat, sleeping\nhttp://host/9,on a mat")]
+    file = write(tmp_path / "a.csv", [("url", "caption"), *rows] if titled else rows)
+    assert found(file) == rows
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.csv has two columns that are called 'tag': rename one"):
+        found(write(tmp_path / "a.csv", [("image", "caption", "tag", "tag"), ("a.jpg", "x", "y", "z")]))
+
+
+@pytest.mark.parametrize(("option", "value"), [("quotes", "no"), ("header", "yes")])
+def test_yes_and_no_are_no_answers(tmp_path, option, value):
+    with pytest.raises(ValueError, match=rf"data\.{option}='{value}'; it is true or false"):
+        Csv(write(tmp_path / "a.csv", [("a.jpg", "x")]), **{option: value})
+
+
+@pytest.mark.parametrize(("begins", "how"), [(b"\x1f\x8b", "compressed"), (b"\xff\xfe", "in UTF-16")])
+def test_what_is_no_utf8_is_named(tmp_path, begins, how):
+    (tmp_path / "a.csv").write_bytes(begins + b"rest")
+    with pytest.raises(ValueError, match=rf"a\.csv is {how}: .* and give data\.annotations="):
+        Csv(tmp_path / "a.csv")
 
 
 def test_named_and_numbered_columns(tmp_path):

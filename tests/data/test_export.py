@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from tldr.data import export as module
-from tldr.data.export import export
+from tldr.data.export import clear, export
 from tldr.data.images import ImageStore
 from tldr.data.json import Json
 from tldr.data.pool import read_pool
+from tldr.data.webdataset import Webdataset
 from tldr.pairs import Pairs
 
 
@@ -75,6 +76,16 @@ def test_shards_hold_the_pictures_own_bytes(subset, tmp_path, monkeypatch):
             found.append((facts["uid"], facts["caption"], members[f"{key}.png"]))
     expected = [store.read(image) for image in subset.images.to_pylist()]
     assert found == list(zip(subset.uids.to_pylist(), subset.captions.to_pylist(), expected, strict=True))
+
+
+def test_shards_of_more_pairs_do_not_stay(subset, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHARD_PAIRS", 10)
+    export(subset, tmp_path, ["webdataset"])
+    fewer = subset.take(np.arange(5))
+    export(fewer, tmp_path, ["webdataset", "annotations"])
+    assert len(read_pool(Webdataset(tmp_path / "shards"), progress=False).pairs) == 5
+    clear(tmp_path)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
 def test_equal_pairs_give_equal_shards(subset, tmp_path):

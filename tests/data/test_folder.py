@@ -77,13 +77,29 @@ def test_img2datasets_records_name_the_pairs(tmp_path, picture):
     (tmp_path / "b.json").write_text(json.dumps({"key": "000000002", "caption": "one"}))
     (tmp_path / "c.json").write_text("[1, 2]")
     (tmp_path / "d.json").write_bytes(b"\xff{")
-    assert [row.uid for row in Folder(tmp_path).rows()] == ["f00", "000000002", None, None]
-    assert [row.uid for row in Folder(tmp_path, lines=True).rows()][:4] == [
-        "f00#1",
-        "f00#2",
-        "000000002#1",
-        "000000002#2",
-    ]
+    assert [row.uid for row in Folder(tmp_path).rows()] == ["f00", None, None, None]
+    assert [row.uid for row in Folder(tmp_path, lines=True).rows()][:4] == ["f00#1", "f00#2", None, None]
+
+
+def test_a_caption_that_cannot_be_read_costs_one_pair(tmp_path, picture):
+    for name in "ab":
+        picture(tmp_path / f"{name}.jpg")
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / "b.txt").write_text("fine")
+    bad, row = Folder(tmp_path).rows()
+    assert isinstance(bad, Bad)
+    assert bad.error == "caption cannot be read: No such file or directory, a.txt"
+    assert (row.image, row.caption) == ("b.jpg", "fine")
+
+
+def test_links_to_folders_are_followed_once(tmp_path, picture):
+    for folder in ("root", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        picture(tmp_path / folder / f"{folder}.jpg")
+        (tmp_path / folder / f"{folder}.txt").write_text(folder)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
+    assert [row.image for row in Folder(tmp_path / "root").rows()] == ["root.jpg", "link/elsewhere.jpg"]
 
 
 def test_names_and_texts_that_are_no_utf8_cost_one_pair(tmp_path, picture):

@@ -323,4 +323,4 @@ def test_open_files_are_few_and_row_groups_bounded(tmp_path, monkeypatch):
     if before:
         assert len(os.listdir("/proc/self/fd")) <= before + 6
     files = store._files
-    assert (len(files.descriptors.items), len(files.parquets.items), len(files.groups.items)) == (3, 3, 1)
+    assert (len(files.descriptors.items), len(files.parquets.items), len(files.groups.items)) == (3, 3, 2)

@@ -88,6 +88,16 @@ def test_a_file_that_is_broken_stops_with_its_place(tmp_path):
         rows(tmp_path / "typo.json")
 
 
+@pytest.mark.parametrize("more", ['[{"image": "b.png", "caption": "b"}]', "rest", "\n\n {}"])
+def test_what_follows_a_list_is_not_passed_over(tmp_path, monkeypatch, more):
+    """As where the lists of several processes were put one behind the other."""
+    (tmp_path / "a.json").write_text('[{"image": "a.png", "caption": "a"}]\n' + more)
+    for step in (1, 1 << 20):
+        monkeypatch.setattr(module, "_STEP", step)
+        with pytest.raises(ValueError, match=r"a\.json: its list ends at character 35, and more follows"):
+            rows(tmp_path / "a.json")
+
+
 def test_other_files_say_what_they_are(tmp_path):
     with pytest.raises(ValueError, match="data=coco"):
         rows(write(tmp_path / "coco.json", {"images": [], "annotations": []}))
@@ -168,6 +178,17 @@ def test_bytes_that_are_no_utf8_cost_one_caption(tmp_path, picture):
         b"caf\xe9": "caption is not UTF-8: byte 0xe9 after 3 characters, a.json record 0",
         b"\xed\xa0\xbd": "caption is not UTF-8: lone surrogate U+D83D after 0 characters, a.json record 2",
     }
+
+
+def test_pictures_beside_a_link_are_found(tmp_path, picture):
+    """Hugging Face's cache: every file of a snapshot is a link to a blob of another name."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    picture(tmp_path / "snapshot" / "a.jpg")
+    write(tmp_path / "blobs" / "f00", [{"image": "a.jpg", "caption": "a"}])
+    (tmp_path / "snapshot" / "a.json").symlink_to("../blobs/f00")
+    pool = read_pool(Json(tmp_path / "snapshot" / "a.json"), progress=False)
+    assert (len(pool.pairs), pool.pairs.root) == (1, str(tmp_path / "snapshot"))
 
 
 def test_pictures_are_found_from_anywhere(tmp_path, picture, monkeypatch):

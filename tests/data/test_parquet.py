@@ -113,6 +113,23 @@ def test_rows_without_picture_or_caption_are_bad(tmp_path):
     }
 
 
+def test_nanoseconds_and_columns_of_bytes(tmp_path):
+    when = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+    mask = pa.array([{"bytes": b"mask", "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"image": ["a.png"], "caption": ["a"], "when": when, "mask": mask, "digest": [b"1"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    (row,) = Parquet(tmp_path / "a.parquet").rows()
+    assert isinstance(row, Row)
+    assert row.extra == {"when": datetime.datetime(2023, 11, 14, 22, 13, 20, 123456)}
+
+
+def test_a_name_may_look_like_a_pattern(tmp_path):
+    write(tmp_path / "a[1].parquet", {"image": ["a.png"], "caption": ["a"]})
+    assert len(list(Parquet(tmp_path / "a[1].parquet").rows())) == 1
+    with pytest.raises(ValueError, match=r"data\.annotations=\[\] names no file"):
+        Parquet([])
+
+
 def test_lists_of_captions(tmp_path):
     write(tmp_path / "a.parquet", {"image": ["a.jpg", "b.jpg"], "caption": [["x", "y"], ["z"]], "uid": [1, 2]})
     rows = list(Parquet(tmp_path / "a.parquet").rows())

@@ -86,6 +86,32 @@ def test_what_was_unreachable_is_tried_again(tmp_path, names):
     assert (table["error"].to_pylist(), decoded) == ([None, None], 1)
 
 
+def test_what_another_pillow_could_not_decode_is_tried_again(tmp_path, names, monkeypatch):
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1)
+        first, _ = look(tmp_path, names[:3], cache=cache)
+        assert first["error"].null_count == 0
+        assert look(tmp_path, names[:3], cache=cache)[1] == 0
+    second, decoded = look(tmp_path, names[:3], cache=cache)
+    assert (second["error"].null_count, decoded) == (3, 3)
+
+
+def test_two_runs_at_once_keep_what_both_have_seen(tmp_path, names, monkeypatch):
+    cache = tmp_path / "cache"
+    decode, others = verdict.decode, names[3:6]
+
+    def meanwhile(*given, **options):
+        if others:
+            more, others[:] = list(others), []
+            assert look(tmp_path, more, cache=cache)[1] == 3
+        return decode(*given, **options)
+
+    monkeypatch.setattr(verdict, "decode", meanwhile)
+    assert look(tmp_path, names[:3], cache=cache, workers=1)[1] == 3
+    assert look(tmp_path, names[:6], cache=cache)[1] == 0
+
+
 def test_the_number_of_threads_makes_no_difference(tmp_path, names):
     one, _ = look(tmp_path, names, workers=1)
     assert look(tmp_path, names, workers=7)[0].equals(one)

@@ -193,7 +193,7 @@ def test_a_tar_that_breaks_off_loses_no_sample_in_silence(tmp_path):
     assert len(expected) == 3
     for cut in sorted({*range(0, end + 512, 512), *range(100, end, 512)}):
         (tmp_path / "0.tar").write_bytes(whole[:cut])
-        *found, broken = Webdataset(tmp_path).rows()
+        *found, broken = Webdataset(tmp_path, broken="quarantine").rows()
         assert found == expected[: len(found)]
         assert isinstance(broken, Bad), cut
         assert broken.error.startswith("broken tar: 0.tar breaks off "), cut
@@ -207,13 +207,24 @@ def test_what_is_no_tar_costs_no_other_shard(tmp_path):
     (tmp_path / "1.tar").write_bytes(b"<html>" * 1000)
     (tmp_path / "2.tar").write_bytes(whole[:2048] + b"garbage!" * 1000)
     pack(tmp_path / "3.tar", [])
-    first, _, last = Webdataset(tmp_path).rows()
+    first, _, last = Webdataset(tmp_path, broken="quarantine").rows()
     assert isinstance(first, Row)
     assert isinstance(last, Bad)
     assert last.error == (
         "broken tar: 2.tar breaks off at sample a: neither a header nor the mark of the end at byte 2048 of 10048; "
         "all that follows is lost, fetch it again"
     )
+
+
+def test_shards_that_break_off_stop_the_reading_unless_asked(tmp_path):
+    """A tenth of the pairs may be bad, but nobody knows how many a half shard has lost."""
+    whole = pack(tmp_path / "0.tar", sample("a") + sample("b")).read_bytes()
+    for number in range(1, 8):
+        (tmp_path / f"{number}.tar").write_bytes(whole[:2000])
+    with pytest.raises(ValueError, match=r"7 of the 8 shards .* 1\.tar at sample a: .*; and 2 more\. .*data\.broken="):
+        list(Webdataset(tmp_path).rows())
+    with pytest.raises(ValueError, match=r"data\.broken='skip'; choose from stop, quarantine"):
+        Webdataset(tmp_path, broken="skip")
 
 
 def test_damaged_tars_raise_nothing(tmp_path):
@@ -228,10 +239,22 @@ def test_damaged_tars_raise_nothing(tmp_path):
         header[148:156] = 32
         header[148:156] = np.frombuffer(f"{int(header.sum()):06o}\0 ".encode(), np.uint8)
         (tmp_path / "0.tar").write_bytes(damaged.tobytes())
-        assert len(list(Webdataset(tmp_path).rows())) < 20
+        assert len(list(Webdataset(tmp_path, broken="quarantine").rows())) < 20
 
 
 # ---------------------------------------------------------------- which shards
+
+
+def test_links_are_followed_and_whole_paths_are_patterns(tmp_path):
+    pack(tmp_path / "there" / "1.tar", sample("a"))
+    pack(tmp_path / "root" / "0.tar", sample("a"))
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "there")
+    assert [row.image.partition("#")[0] for row in Webdataset(tmp_path / "root").rows()] == ["0.tar", "link/1.tar"]
+    whole = str(tmp_path / "root" / "{0..0}.tar")
+    assert len(list(Webdataset(tmp_path / "root", shards=whole).rows())) == 1
+    for wrong in ("", str(tmp_path / "there" / "1.tar")):
+        with pytest.raises(ValueError, match=r"data\.shards=.*: a pattern of files in data\.root="):
+            Webdataset(tmp_path / "root", shards=wrong)
 
 
 def test_a_pattern_takes_some_shards(tmp_path):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -25,6 +26,11 @@ CAPTION_COLUMNS = ("caption", "text", "txt", "title", "captions", "comment", "se
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".avif")  # endings of file names
 
 _LONGEST_CELL = 1 << 20
+_OTHER = {  # what no text in UTF-8 begins with
+    b"\x1f\x8b": "compressed: gunzip it",
+    b"\xff\xfe": "in UTF-16: convert it by `iconv -f UTF-16 -t UTF-8`",
+    b"\xfe\xff": "in UTF-16: convert it by `iconv -f UTF-16 -t UTF-8`",
+}
 
 Stage = Literal["read", "caption", "image"]
 
@@ -101,8 +107,12 @@ def raw(text: str) -> bytes:
 
 
 def absolute(path: str | Path) -> str:
-    """``path`` such that it still holds when a subset is opened from another folder. URLs stay what they are."""
-    return str(path) if "://" in str(path) else str(Path(path).expanduser().resolve())
+    """``path`` such that it still holds when a subset is opened from another folder. URLs stay what they are, and so do
+    links, as those of Hugging Face's cache: what lies beside a link need not lie beside its target."""
+    if "://" in str(path):
+        return str(path)
+    found = Path(path).expanduser().absolute()
+    return str(found.resolve() if ".." in found.parts else found)
 
 
 def existing_file(path: str | Path, key: str) -> Path:
@@ -111,6 +121,10 @@ def existing_file(path: str | Path, key: str) -> Path:
     if not file.is_file():
         found = "it is a folder" if file.is_dir() else "there is no such file"
         raise ValueError(f"cannot read the pairs of {file}: {found}; give the right one as {key}=...")
+    with file.open("rb") as opened:
+        begins = opened.read(2)
+    if how := _OTHER.get(begins):
+        raise ValueError(f"{file} is {how}, and give {key}=...")
     return file
 
 
@@ -135,22 +149,50 @@ def column(names: Sequence[str], given: str | None, usual: Sequence[str], key: s
     raise ValueError(f"which of the columns {', '.join(names)} is it? Say so with {key}=...")
 
 
-def records(path: Path, delimiter: str, *, quotes: bool = True) -> Iterator[tuple[int, list[str]]]:
+def walk(root: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Every folder below ``root`` and the names of its files, both in order and without those that begin with a dot.
+    Links to folders are followed, each folder once. Raises ValueError naming one that cannot be looked into."""
+    seen: set[tuple[int, int]] = set()
+    for path, folders, files in os.walk(root, onerror=_stop, followlinks=True):
+        stat = os.stat(path)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        yield path, sorted(file for file in files if not file.startswith("."))
+
+
+def _stop(error: OSError) -> None:
+    raise ValueError(f"cannot look into {error.filename}: {error.strerror}") from error
+
+
+def records(
+    path: Path, delimiter: str, *, quotes: bool = True, whole: Callable[[list[str]], bool] = lambda _: False
+) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of every record of a delimited file, its cells quoted as in RFC 4180.
 
-    A quote that opens no well-formed cell is an ordinary character, as all are where not ``quotes``: it swallows
-    neither itself nor the lines up to the next one. Only ``\\n`` and ``\\r\\n`` end a line: captions hold all the
-    others.
+    A quote that opens no well-formed cell is an ordinary character, as all are where not ``quotes``. So is one that
+    opens a cell of several lines each of which is a ``whole`` record by itself, as split at delimiters: it has no end,
+    and what looks like that is another's. Only ``\\n`` and ``\\r\\n`` end a line: captions hold all the others.
     """
+
+    def split(line: str) -> list[str]:
+        return line.removesuffix("\n").removesuffix("\r").split(delimiter)
+
     csv.field_size_limit(_LONGEST_CELL)  # also how far to look for the other end of a quote
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         lines = _Lines(file)
         number = 1
         for line in lines:
-            cells = line.removesuffix("\n").removesuffix("\r").split(delimiter)
+            cells = split(line)
             if quotes and '"' in line:
                 try:
-                    cells = next(csv.reader(chain([line], lines), delimiter=delimiter, strict=True))
+                    quoted = next(csv.reader(chain([line], lines), delimiter=delimiter, strict=True))
+                    if len(lines.taken) > 1 and all(whole(split(one)) for one in lines.taken):
+                        lines.give_back()
+                    else:
+                        cells = quoted
                 except csv.Error:
                     lines.give_back()
             if cells not in ([], [""]):

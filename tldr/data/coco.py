@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, pairs
+from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, pairs, raw
 
 
 class Coco(Reader):
@@ -37,7 +37,12 @@ class Coco(Reader):
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.annotations} is not JSON: {error}") from error
         images = content.get("images") if isinstance(content, dict) else None
-        if not isinstance(images, list) or not ("annotations" in content or all("sentences" in one for one in images)):
+        if (
+            not isinstance(images, list)
+            or not all(isinstance(image, dict) for image in images)
+            or not isinstance(content.get("annotations", []), list)
+            or not ("annotations" in content or all(isinstance(one.get("sentences"), list) for one in images))
+        ):
             raise ValueError(f"{self.annotations} is neither COCO's (images, annotations) nor Karpathy's (sentences)")
         if "annotations" not in content:
             yield from self._karpathy(images)
@@ -49,14 +54,25 @@ class Coco(Reader):
             yield from self._coco(images, content["annotations"])
 
     def _coco(self, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Iterator[Row | Bad]:
-        names = {image.get("id"): image.get("file_name") for image in images}
+        names: dict[Any, Any] = {}
+        twice: dict[Any, Any] = {}  # ids of two pictures, as where files were put together
+        for image in images:
+            own, name = image.get("id"), image.get("file_name")
+            if names.setdefault(own, name) != name:
+                twice[own] = name
         silent = dict(names)
         for number, annotation in enumerate(annotations):
             where = f"{self.annotations.name} annotation {number}"
-            image_id = annotation.get("image_id")
+            annotation = annotation if isinstance(annotation, dict) else {}
+            image_id, caption = annotation.get("image_id"), annotation.get("caption")
             silent.pop(image_id, None)
+            if image_id in twice:
+                said = raw(caption) if isinstance(caption, str) else b""
+                both = f"{image_id} is that of {names[image_id]} and of {twice[image_id]}"
+                yield Bad("", said, "read", f"image id of two pictures: {both}, {where}", _name(annotation.get("id")))
+                continue
             image, extra = names.get(image_id), {"image_id": image_id}
-            yield from pairs(image, annotation.get("caption"), annotation.get("id"), extra, where)
+            yield from pairs(image, caption, annotation.get("id"), extra, where)
         for image in silent.values():
             yield Bad(str(image), b"", "caption", f"no caption: {self.annotations.name} has none for this image")
 
@@ -75,6 +91,11 @@ class Coco(Reader):
             name = f"{folder}/{file}" if folder and file else file
             extra = {"image_id": image.get("cocoid", image.get("imgid")), "split": image.get("split")}
             for sentence in image["sentences"]:
+                sentence = sentence if isinstance(sentence, dict) else {"raw": sentence}
                 yield from pairs(name, sentence.get("raw"), sentence.get("sentid"), extra, where)
             if not image["sentences"]:
                 yield from pairs(name, None, None, extra, where)
+
+
+def _name(uid: Any) -> str | None:
+    return None if uid is None else str(uid)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from tldr.check import check_number
+from tldr.check import check_flag, check_number
 from tldr.data.base import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -65,6 +65,7 @@ class Csv(Reader):
             raise ValueError(
                 f"data.delimiter={delimiter!r}; it is auto, a character, or one of {', '.join(_DELIMITERS)}"
             )
+        check_flag(quotes=quotes, **({} if header == "auto" else {"header": header}))
         self.header = header
         self.quotes = quotes
         self.name = name
@@ -72,11 +73,11 @@ class Csv(Reader):
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs in the order of the file."""
         delimiter = self._find_delimiter() if self.delimiter == "auto" else self.delimiter
-        lines = records(self.annotations, delimiter, quotes=self.quotes)
-        sample = list(islice(lines, _SAMPLE))
+        sample = list(islice(records(self.annotations, delimiter, quotes=self.quotes), _SAMPLE))
         if not sample:
             return
         names = self._find_header(sample[0][1])
+        titled = names is not None
         if names is None:
             width = Counter(len(cells) for _, cells in sample).most_common(1)[0][0]
             image, caption = self._find_columns([cells for _, cells in sample if len(cells) == width], width)
@@ -86,13 +87,17 @@ class Csv(Reader):
                 check_number("data.uid_column", self.uid_column, where, low=0, high=width - 1, whole=True)
                 uid = int(self.uid_column)
         else:
-            sample = sample[1:]
             image = _find(names, self.image_column, IMAGE_COLUMNS, "data.image_column")
             caption = _find(names, self.caption_column, CAPTION_COLUMNS, "data.caption_column")
             has_uid = self.uid_column is not None or "uid" in names
             uid = _find(names, self.uid_column, ("uid",), "data.uid_column") if has_uid else None
         others = [number for number in range(len(names)) if number not in (image, caption, uid)]
-        for line, cells in chain(sample, lines):
+
+        def whole(cells: list[str]) -> bool:
+            return len(cells) == len(names) and _is_picture(cells[image])
+
+        lines = records(self.annotations, delimiter, quotes=self.quotes, whole=whole)
+        for line, cells in islice(lines, int(titled), None):
             where = f"{self.annotations.name} line {line}"
             if len(cells) != len(names):
                 known = cells[image] if image < len(cells) else ""
@@ -117,7 +122,10 @@ class Csv(Reader):
         """The names of the columns, if the first record has them."""
         named = any(isinstance(one, str) for one in (self.image_column, self.caption_column, self.uid_column))
         if self.header is True or (self.header == "auto" and (named or _is_header(cells))):
-            return [cell.strip() for cell in cells]
+            names = [cell.strip() for cell in cells]
+            if twice := [name for name, number in Counter(names).items() if number > 1]:
+                raise ValueError(f"{self.annotations} has two columns that are called {twice[0]!r}: rename one")
+            return names
         return None
 
     def _find_columns(self, sample: list[list[str]], width: int) -> tuple[int, int]:

@@ -49,6 +49,13 @@ def export(pairs: Pairs, folder: Path, formats: Sequence[str]) -> list[Path]:
     return [writers[name](pairs, folder) for name in formats]
 
 
+def clear(folder: Path) -> None:
+    """Remove what was exported into ``folder`` of another selection, in whatever format: who reads it would not
+    know."""
+    for file in (folder / "annotations.json", folder / "uids.npy", *(folder / "shards").glob("*.tar")):
+        file.unlink(missing_ok=True)
+
+
 def _annotations(pairs: Pairs, folder: Path) -> Path:
     with atomic_path(folder / "annotations.json") as temporary, temporary.open("w", encoding="utf-8") as sink:
         sink.write("[")
@@ -70,6 +77,8 @@ def _uids(pairs: Pairs, folder: Path) -> Path:
 
 def _webdataset(pairs: Pairs, folder: Path) -> Path:
     store, shards = ImageStore(pairs.root), folder / "shards"
+    for old in sorted(shards.glob("*.tar"))[-(-len(pairs) // SHARD_PAIRS) :]:
+        old.unlink()  # of more pairs than these
     with tqdm(total=len(pairs), desc="writing shards", unit="pair") as bar:
         for number, shard in enumerate(pairs.batches(SHARD_PAIRS)):
             with atomic_path(shards / f"{number:05d}.tar") as temporary, tarfile.open(temporary, "w") as tar:

@@ -1,8 +1,9 @@
 """A folder, nested or not, with a ``.txt`` beside each picture of the same name (img2dataset, kohya's trainers).
 
 The whole ``.txt`` is one caption, its line ends included, but for one at the very end (img2dataset writes none, editors
-do). ``lines=True`` takes each line that is not blank as a caption of its own. Where a picture also has img2dataset's
-``.json``, the uid is its ``uid`` (DataComp), else its ``key``. Names that begin with a dot are not looked at.
+do). ``lines=True`` takes each line that is not blank as a caption of its own. Where a picture also has a ``.json`` with
+a ``uid`` (DataComp's), that is the pair's; img2dataset's ``key`` is none, for every download counts from 0. Names that
+begin with a dot are not looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tldr.data.base import PICTURES, Bad, Reader, Row, existing_folder
+from tldr.check import check_flag
+from tldr.data.base import PICTURES, Bad, Reader, Row, existing_folder, walk
 
 
 class Folder(Reader):
@@ -20,6 +22,7 @@ class Folder(Reader):
 
     def __init__(self, root: str | Path, *, lines: bool = False, name: str = "folder") -> None:
         self.root = existing_folder(root, "data.root")
+        check_flag(lines=lines)
         self.lines = lines
         self.name = name
 
@@ -27,15 +30,13 @@ class Folder(Reader):
         """The pairs; a picture without text and a text without picture are bad ones. Raises ValueError where there are
         only tars."""
         tar, other = None, False
-        for path, folders, files in os.walk(self.root, onerror=_stop):
-            folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
-            seen = sorted(file for file in files if not file.startswith("."))
+        for path, seen in walk(self.root):
             texts: dict[str, str] = {}
             for file in (file for file in seen if file.lower().endswith(".txt")):
                 if (first := texts.setdefault(file[:-4], file)) != file:
                     second = Path(path, file)
                     where = second.relative_to(self.root).as_posix()
-                    yield Bad("", second.read_bytes(), "read", f"{first} has the caption that {where} might have")
+                    yield Bad("", _read(second), "read", f"{first} has the caption that {where} might have")
             sidecars = {file.removesuffix(".json") for file in seen if file.endswith(".json")}
             pictures = [(os.path.splitext(file)[0], file) for file in seen if file.lower().endswith(PICTURES)]
             tar = tar or next((Path(path, file) for file in seen if file.endswith(".tar")), None)
@@ -50,15 +51,19 @@ class Folder(Reader):
             for stem in sorted(set(texts).difference(stem for stem, _ in pictures)):
                 text = Path(path, texts[stem])
                 where = text.relative_to(self.root).as_posix()
-                yield Bad("", text.read_bytes(), "read", f"no image: there is none of this name beside {where}")
+                yield Bad("", _read(text), "read", f"no image: there is none of this name beside {where}")
         if tar and not other:
             raise ValueError(
                 f"there are no pictures in {self.root} but tars, as {tar.name}: read them by data=webdataset"
             )
 
-    def _pairs(self, image: str, file: Path, uid: str | None) -> Iterator[Row]:
+    def _pairs(self, image: str, file: Path, uid: str | None) -> Iterator[Row | Bad]:
         where = file.relative_to(self.root).as_posix()
-        text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
+        try:
+            text = file.read_bytes().decode("utf-8-sig", "surrogateescape")
+        except OSError as error:
+            yield Bad(image, b"", "caption", f"caption cannot be read: {error.strerror}, {where}", uid)
+            return
         if not self.lines:
             yield Row(image, text.removesuffix("\n").removesuffix("\r"), uid, where=where)
             return
@@ -71,11 +76,15 @@ def _uid(sidecar: Path) -> str | None:
     """The uid in img2dataset's record of a picture. Other people's ``.json`` files have none."""
     try:
         record = json.loads(sidecar.read_bytes())
-    except ValueError:
+    except (ValueError, OSError):
         return None
-    found = record.get("uid", record.get("key")) if isinstance(record, dict) else None
+    found = record.get("uid") if isinstance(record, dict) else None
     return None if found is None else str(found)
 
 
-def _stop(error: OSError) -> None:
-    raise ValueError(f"cannot look into {error.filename}: {error.strerror}") from error
+def _read(file: Path) -> bytes:
+    """What a text holds; nothing where it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""

@@ -260,7 +260,8 @@ class _Parquet:
 
 
 class _Recent:
-    """What was used last, up to a total weight; the newest stays however heavy it is."""
+    """What was used last, up to a total weight; the newest two stay however heavy they are, for threads that go through
+    a file in order are at two of its parts at once."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -275,6 +276,6 @@ class _Recent:
         weight = weigh(value)
         self.items[key] = value, weight
         self.weight += weight
-        while self.weight > self.limit and len(self.items) > 1:
+        while self.weight > self.limit and len(self.items) > 2:
             self.weight -= self.items.popitem(last=False)[1][1]
         return value

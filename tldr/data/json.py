@@ -100,6 +100,11 @@ def _elements(path: Path) -> Iterator[Any]:
             while text[at : at + 1] in (*" \t\r\n,",):
                 at += 1
             if text[at : at + 1] == "]":
+                if _goes_on(text[at + 1 :], file):
+                    raise ValueError(
+                        f"{path}: its list ends at character {before + at}, and more follows; give each list a file of "
+                        "its own, data.annotations=[a.json,b.json]"
+                    )
                 return
             value, reason = None, "it breaks off"
             try:
@@ -117,6 +122,14 @@ def _elements(path: Path) -> Iterator[Any]:
             yield value
             at = end
             number += 1
+
+
+def _goes_on(text: str, file: TextIO) -> bool:
+    """Is there anything but white space, in ``text`` or in what is left of the file?"""
+    while not text.strip():
+        if not (text := file.read(_STEP)):
+            return False
+    return True
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[Any]:

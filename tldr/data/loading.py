@@ -11,6 +11,7 @@ Shapes: N pairs, B of a batch, H = W = image_size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NotRequired, Protocol, TypedDict
 
 import lightning as L
@@ -168,10 +169,13 @@ class PairsDataset(Dataset[Sample]):
                 images.append(self._picture(locators[row].as_py()))
             except ImageError as failure:
                 if not self.tolerant:
-                    raise ValueError(
-                        f"pair {self.pairs.uids[row].as_py()}: {failure}; reduce the data again with verify=decode, "
-                        "which quarantines such pictures"
-                    ) from failure
+                    moved = "://" not in self.pairs.root and not Path(self.pairs.root).is_dir()
+                    cure = (
+                        f"{self.pairs.root}, where its pictures are, is not there: mount it, or put a link in its place"
+                        if moved
+                        else "reduce the data again with verify=decode, which quarantines such pictures"
+                    )
+                    raise ValueError(f"pair {self.pairs.uids[row].as_py()}: {failure}; {cure}") from failure
                 images.append(torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8))
                 error = error or str(failure)
         sample: Sample = {

@@ -53,12 +53,15 @@ class Msrvtt(Reader):
             raise ValueError(f"{self.annotations} is not JSON: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("sentences"), list) or "videos" not in content:
             raise ValueError(f"{self.annotations} is not MSR-VTT's: it has no videos and sentences")
+        if not isinstance(content["videos"], list) or not all(isinstance(one, dict) for one in content["videos"]):
+            raise ValueError(f"{self.annotations}: its videos are no list of objects, as MSR-VTT's are")
         splits = {video.get("video_id"): video.get("split") for video in content["videos"]}
         if self.split != "all" and self.split not in splits.values():
             known = ", ".join(sorted(map(str, set(splits.values()))))
             raise ValueError(f"data.split={self.split}: {self.annotations} has all, {known}")
         silent = {clip: None for clip, split in splits.items() if self.split in ("all", split)}
         for number, sentence in enumerate(content["sentences"]):
+            sentence = sentence if isinstance(sentence, dict) else {}
             clip = sentence.get("video_id")
             if clip in splits and self.split not in ("all", splits[clip]):
                 continue

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from tldr.check import check_flag
 from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, json_lines, raw
 from tldr.data.truth import truth
 
@@ -34,6 +35,7 @@ class Nlvr2(Reader):
     ) -> None:
         self.annotations = existing_file(annotations, "data.annotations")
         self.root = existing_folder(self.annotations.parent if images is None else images, "data.images")
+        check_flag(directories=directories)
         self.directories = directories
         self.name = name
 

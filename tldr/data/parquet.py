@@ -3,7 +3,8 @@ as the structs ``{bytes, path}`` that Hugging Face's datasets write.
 
 A picture inside a file has the locator ``part.parquet#row=17`` (with ``,column=jpg`` where the column is not called
 ``image``). The column ``uid`` names the pairs where there is one, as in DataComp's metadata; have one where the
-pictures are inside, for a derived uid follows from the number of the row. All other columns are kept, with their types.
+pictures are inside, for a derived uid follows from the number of the row. All other columns are kept, as Python has
+their values (structs as JSON text), but for those that hold bytes, such as further pictures.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tldr.data.base import CAPTION_COLUMNS, IMAGE_COLUMNS, Bad, Reader, Row, absolute, column, existing_folder, pairs
+from tldr.data.base import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    Bad,
+    Reader,
+    Row,
+    absolute,
+    column,
+    existing_folder,
+    pairs,
+    walk,
+)
 
 _ROWS = 4096
 
@@ -39,6 +51,8 @@ class Parquet(Reader):
         name: str = "parquet",
     ) -> None:
         given = [annotations] if isinstance(annotations, str | Path) else annotations
+        if not given:
+            raise ValueError("data.annotations=[] names no file")
         self.files = sorted({file for one in given for file in _files(one)})
         folder = os.path.commonpath([file.parent for file in self.files])
         self.root = existing_folder(folder if images is None else images, "data.images")
@@ -58,11 +72,15 @@ class Parquet(Reader):
     def _pairs(self, path: Path) -> Iterator[Row | Bad]:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
-        image = column(schema.names, self.image_column, IMAGE_COLUMNS, "data.image_column")
-        caption = column(schema.names, self.caption_column, CAPTION_COLUMNS, "data.caption_column")
-        has_uid = self.uid_column is not None or "uid" in schema.names
-        uid = column(schema.names, self.uid_column, ("uid",), "data.uid_column") if has_uid else None
+        try:
+            image = column(schema.names, self.image_column, IMAGE_COLUMNS, "data.image_column")
+            caption = column(schema.names, self.caption_column, CAPTION_COLUMNS, "data.caption_column")
+            has_uid = self.uid_column is not None or "uid" in schema.names
+            uid = column(schema.names, self.uid_column, ("uid",), "data.uid_column") if has_uid else None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         others = [name for name in schema.names if name not in (image, caption, uid)]
+        others = [name for name in others if _picture_columns(schema.field(name))[0] is None]
         leaf, paths = _picture_columns(schema.field(image))
         wanted = [name for name in (caption, uid, paths, *others) if name is not None]
         container = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
@@ -88,7 +106,12 @@ class Parquet(Reader):
 
 def _files(given: str | Path) -> list[Path]:
     path = absolute(given)
-    found = sorted(Path(path).rglob("*.parquet")) if Path(path).is_dir() else [Path(one) for one in glob.glob(path)]
+    if Path(path).is_file():  # whatever signs its name has
+        return [Path(path)]
+    if Path(path).is_dir():
+        found = [Path(folder, file) for folder, files in walk(path) for file in files if file.endswith(".parquet")]
+    else:
+        found = [Path(one) for one in glob.glob(path)]
     if not found:
         raise ValueError(f"there is no parquet file at {path}; give the right path or pattern as data.annotations=...")
     return found
@@ -129,4 +152,6 @@ def _values(column: pa.Array) -> list[Any]:
     if isinstance(column, pa.ListArray) and pa.types.is_string(column.type.value_type):
         lists = column.cast(pa.list_(pa.large_binary())).to_pylist()
         return [one and [text and text.decode("utf-8", "surrogateescape") for text in one] for one in lists]
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns":  # Python's have microseconds
+        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
     return column.to_pylist()

@@ -127,7 +127,9 @@ def read_pool(
         name = column.removeprefix(_EXTRA)
         if name in (DIGEST, SECOND_DIGEST):
             continue  # of an earlier pool: it is measured here, not believed
-        columns[f"source_{name}" if name in columns else name] = found[column].filter(kept)
+        while name in columns or (name != column.removeprefix(_EXTRA) and _EXTRA + name in found.column_names):
+            name = f"source_{name}"
+        columns[name] = found[column].filter(kept)
     provenance = {"data": reader.name, "read": read, "quarantined": bad}
     return Pool(Pairs.build(columns, root=reader.root, provenance=provenance), quarantine, read, decoded)
 
@@ -154,7 +156,7 @@ def _gather(rows: Iterable[Row | Bad]) -> pa.Table:
         table = pa.Table.from_pylist([_judge(row) for row in chunk], schema=_FOUND)
         extras = [row.extra if isinstance(row, Row) else {} for row in chunk]
         for name in dict.fromkeys(name for extra in extras for name in extra):
-            table = table.append_column(_EXTRA + name, _array([extra.get(name) for extra in extras]))
+            table = table.append_column(_EXTRA + _legible(name), _array([extra.get(name) for extra in extras]))
         chunks.append(table)
     names = sorted({name for chunk in chunks for name in chunk.column_names[len(_FOUND) :]})
     found = pa.concat_tables([chunk.select(_FOUND.names) for chunk in chunks]) if chunks else _FOUND.empty_table()

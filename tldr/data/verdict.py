@@ -1,6 +1,7 @@
 """Can these pictures be read? Every distinct one is decoded once, by threads (Pillow decodes outside the interpreter's
 lock), and the verdict is remembered under the picture's locator, its file's size and time of change: a second run
-decodes only what is new or other. A run that is interrupted keeps what it has looked at.
+decodes only what is new or other, and what another Pillow could not decode. A run that is interrupted keeps what it
+has looked at; several may look at one source at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from filelock import FileLock
+from PIL import Image
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
@@ -30,6 +34,7 @@ VERDICT = pa.schema(
         "mtime_ns": pa.int64(),
         "digest": pa.large_string(),  # blake2b-128 of the picture's bytes
         "error": pa.large_string(),  # null: it can be read
+        "decoder": pa.large_string(),  # what says so
     }
 )
 _BLOCK = 64
@@ -57,8 +62,8 @@ def verdicts(
     if cache is not None and decoding:
         key = hashlib.blake2b(store.root.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
         file = Path(cache) / "images" / f"{key}.parquet"
-        if file.is_file():
-            known = pq.read_table(file).cast(VERDICT)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        known = _remembered(file)
     before = known.take(pc.index_in(locators, known["locator"])).set_column(0, "locator", locators)
     blocks = (before.slice(start, _BLOCK) for start in range(0, len(locators), _BLOCK))
     workers = workers or (os.cpu_count() or 1) + 4  # some wait for the disk
@@ -69,9 +74,11 @@ def verdicts(
     def save() -> None:
         if file is not None and decoded:
             fresh = pa.Table.from_batches(batches, VERDICT).combine_chunks()
-            others = known.filter(pc.invert(pc.is_in(known["locator"], fresh["locator"])))
-            with atomic_path(file) as temporary:
-                pq.write_table(pa.concat_tables([others, fresh.filter(pc.is_valid(fresh["size"]))]), temporary)
+            with FileLock(f"{file}.lock"):  # another process may have written meanwhile
+                there = _remembered(file)
+                others = there.filter(pc.invert(pc.is_in(there["locator"], fresh["locator"])))
+                with atomic_path(file) as temporary:
+                    pq.write_table(pa.concat_tables([others, fresh.filter(pc.is_valid(fresh["size"]))]), temporary)
 
     with (
         tqdm(total=len(locators), desc="verifying images", unit=" images", disable=not progress) as bar,
@@ -91,8 +98,14 @@ def verdicts(
     return pa.Table.from_batches(batches, VERDICT).combine_chunks(), decoded
 
 
+def _remembered(file: Path) -> pa.Table:
+    there = pq.read_table(file) if file.is_file() else None
+    return VERDICT.empty_table() if there is None or there.column_names != VERDICT.names else there.cast(VERDICT)
+
+
 def _look(store: ImageStore, decoding: bool, before: pa.Table) -> tuple[pa.RecordBatch, int]:
     """The verdicts on a block of pictures, given those of earlier runs, and the number of pictures decoded."""
+    decoder = f"Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS} pixels"
     stamps: dict[str, tuple[int, int]] = {}  # one look per archive, not one per picture in it
     verdicts: list[dict[str, Any]] = []
     decoded = 0
@@ -104,14 +117,15 @@ def _look(store: ImageStore, decoding: bool, before: pa.Table) -> tuple[pa.Recor
             stamp = stamps[path] = stamps[path] if path in stamps else store.stamp(old["locator"])
             if not decoding:
                 continue
-            if stamp == (old["size"], old["mtime_ns"]):
+            same = old["error"] is None or old["decoder"] == decoder
+            if same and stamp == (old["size"], old["mtime_ns"]):
                 new.update(old)
                 continue
             data = store.read(old["locator"])
         except ImageError as error:  # without a stamp: not remembered, it may be reached the next time
             new["error"] = error.reason
             continue
-        new["size"], new["mtime_ns"] = stamp
+        new["size"], new["mtime_ns"], new["decoder"] = *stamp, decoder
         new["digest"] = hashlib.blake2b(data, digest_size=16).hexdigest()
         decoded += 1
         try:

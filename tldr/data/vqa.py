@@ -83,6 +83,8 @@ def _rows(questions: Path, annotations: Path | None, picture: str) -> Iterator[R
 
 
 def _several(files: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    if not files:
+        raise ValueError("data.questions=[] and data.annotations=[] name no file")
     return [files] if isinstance(files, str | Path) else files
 
 

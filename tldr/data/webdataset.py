@@ -10,6 +10,7 @@ is a range of bytes of its shard, ``00000.tar#bytes=512+1834``. What img2dataset
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tldr.data.base import PICTURES, Bad, Reader, Row, existing_folder, pairs
+from tldr.data.base import PICTURES, Bad, Reader, Row, existing_folder, pairs, walk
 from tldr.data.tars import COMPRESSED, members, refusal
 
+BROKEN = ("stop", "quarantine")
+_TARS = (".tar", *COMPRESSED)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -27,7 +30,9 @@ class Webdataset(Reader):
     """The samples of the shards under ``root``, nested or not, in the order of their names.
 
     ``shards``, a pattern as ``cc3m/*.tar`` or ``{00000..00331}.tar`` or several of these, takes some of them only.
-    ``caption_column`` is the key of the ``.json`` to take captions from, whether or not there is a ``.txt``.
+    ``caption_column`` is the key of the ``.json`` to take captions from, whether or not there is a ``.txt``. What is
+    lost of a shard that breaks off nobody can count: with ``broken="stop"`` all are read, and then such shards are
+    refused; with ``broken="quarantine"`` the sample at which one breaks off is the only bad pair of it.
     """
 
     def __init__(
@@ -36,18 +41,31 @@ class Webdataset(Reader):
         *,
         shards: str | Sequence[str] | None = None,
         caption_column: str | None = None,
+        broken: str = "stop",
         name: str = "webdataset",
     ) -> None:
-        self.root = existing_folder(root, "data.root")
+        if broken not in BROKEN:
+            raise ValueError(f"data.broken={broken!r}; choose from {', '.join(BROKEN)}")
+        self.root, self.broken = existing_folder(root, "data.root"), broken
         self.shards = _find(Path(self.root), shards)
         self.caption_column = caption_column
         self.name = name
 
     def rows(self) -> Iterator[Row | Bad]:
-        """The pairs of every shard; the sample at which a shard breaks off is a bad one."""
+        """The pairs of every shard. Raises ValueError naming those that break off."""
+        halves: list[str] = []
         for shard in self.shards:
             for sample in _samples(shard, shard.relative_to(self.root).as_posix()):
+                if sample.breaks_off:
+                    halves.append(f"{sample.shard} {sample.breaks_off}")
                 yield from self._pairs(sample)
+        if halves and self.broken == "stop":
+            told = "; ".join(halves[:5]) + (f"; and {len(halves) - 5} more" if len(halves) > 5 else "")
+            raise ValueError(
+                f"{len(halves)} of the {len(self.shards)} shards in {self.root} break off, and what follows in them is "
+                f"lost: {told}. Fetch them again, leave them out by data.shards=..., or do without what is lost: "
+                "data.broken=quarantine"
+            )
 
     def _pairs(self, sample: _Sample) -> Iterator[Row | Bad]:
         fault, text, where = sample.fault, sample.texts.get("txt"), f"{sample.shard} sample {sample.key}"
@@ -87,6 +105,7 @@ class _Sample:
     pictures: list[tuple[str, str]] = field(default_factory=list)
     texts: dict[str, bytes] = field(default_factory=dict)
     fault: str | None = None
+    breaks_off: str | None = None  # where, if its shard does
 
 
 def _samples(path: Path, shard: str) -> Iterator[_Sample]:
@@ -114,6 +133,7 @@ def _samples(path: Path, shard: str) -> Iterator[_Sample]:
     except tarfile.TarError as error:
         sample = sample or _Sample(shard, "")
         place = f"at sample {sample.key}" if sample.key else "before its first sample"
+        sample.breaks_off = f"{place}: {error}"
         sample.fault = f"broken tar: {shard} breaks off {place}: {error}; all that follows is lost, fetch it again"
     if sample is not None:
         yield sample
@@ -122,13 +142,19 @@ def _samples(path: Path, shard: str) -> Iterator[_Sample]:
 def _find(root: Path, given: str | Sequence[str] | None) -> list[Path]:
     """The shards, sorted. Raises ValueError naming a pattern without any, or a shard that is compressed."""
     found: set[Path] = set()
-    for pattern in ["**/*.t*"] if given is None else [given] if isinstance(given, str) else given:
+    if given is None:
+        found = {Path(path, file) for path, files in walk(root) for file in files if file.endswith(_TARS)}
+        if not found:
+            raise ValueError(f"there is no tar in {root}; give the right data.root=... or data.shards=...")
+    for pattern in [] if given is None else [given] if isinstance(given, str) else given:
         for one in _expand(pattern):
-            paths = [path for path in root.glob(one) if path.name.endswith((".tar", *COMPRESSED)) and path.is_file()]
+            one = os.path.relpath(one, root) if os.path.isabs(one) else one
+            if not one or one.startswith(".."):
+                raise ValueError(f"data.shards={pattern!r}: a pattern of files in data.root={root}")
+            paths = [path for path in root.glob(one) if path.name.endswith(_TARS) and path.is_file()]
             paths = [path for path in paths if not any(part[0] == "." for part in path.relative_to(root).parts)]
             if not paths:
-                what = "tar" if given is None else one
-                raise ValueError(f"there is no {what} in {root}; give the right data.root=... or data.shards=...")
+                raise ValueError(f"there is no {one} in {root}; give the right data.root=... or data.shards=...")
             found.update(paths)
     for path in sorted(found):
         if path.name.endswith(COMPRESSED):

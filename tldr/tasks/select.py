@@ -20,7 +20,7 @@ import tldr
 from tldr.atomic import atomic_path, make_folder, write_json
 from tldr.check import check_seed
 from tldr.data.base import Reader
-from tldr.data.export import check_formats, export
+from tldr.data.export import check_formats, clear, export
 from tldr.data.pool import Pool, Verify
 from tldr.engine import Engine
 from tldr.ledger import Ledger
@@ -258,6 +258,9 @@ def _without_undecodable(
 def _write(
     folder: Path, subset: Pairs, decisions: pa.Table, provenance: Mapping[str, Any], exports: Sequence[str]
 ) -> list[Path]:
+    before = folder / "provenance.json"
+    if before.is_file() and json.loads(before.read_text()).get("hash") != subset.hash:
+        clear(folder)
     written = [subset.write(folder)]
     with atomic_path(folder / "decisions.parquet") as temporary:
         pq.write_table(decisions, temporary)
