@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import (
+    AutoProcessor,
     ViltConfig,
     ViltForImageAndTextRetrieval,
     ViltForImagesAndTextClassification,
@@ -155,6 +158,11 @@ def test_and_there_again_after_export(tmp_path, images):
     for part in ("mlm", "retrieval"):
         pooled = ViltModel.from_pretrained(out / part).eval()(**batch, image_token_type_idx=2).pooler_output
         close(model.joint(images, TEXTS, place=1), pooled)
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8))
+    for part in ("mlm", "retrieval"):  # and what makes a picture of any size theirs
+        seen = AutoProcessor.from_pretrained(out / part)(images=picture, text=TEXTS[0], return_tensors="pt")
+        assert seen["pixel_values"].shape == (1, 3, 24, 24)
 
     again, rest = load(out)
     assert rest == []

@@ -50,6 +50,17 @@ def loss(model: Vqa) -> float:
     return float(model.eval().losses(make_batch(99))["vqa"])
 
 
+@pytest.mark.parametrize("objectives", [["itc", "itm"], ["lm"]])
+def test_all_of_a_backbone_trains_whatever_it_was_trained_for(tmp_path, objectives):
+    """What its own objectives do not reach it has frozen; a head's loss may reach it."""
+    whole = build(mode="rank", shared_decoder=True)
+    own = save(backbone("blip", TOKENIZER, objectives=objectives), tmp_path / "own")
+    tuned = build(backbone=own, mode="rank", shared_decoder=True)
+    trains = [{name for name, p in model.named_parameters() if p.requires_grad} for model in (whole, tuned)]
+    assert trains[0] == trains[1]
+    assert any("decoder" in name for name in trains[0])
+
+
 @pytest.mark.parametrize(("kind", "mode"), WAYS)
 def test_it_learns_what_can_be_told(kind, mode):
     """Who sees nothing but the question can get five of nine right."""

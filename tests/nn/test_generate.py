@@ -45,10 +45,10 @@ def log_likelihood(model, image, text):
 def best_of_all(model, image, *, max_length, min_length, length_penalty):
     """The text that beam search looks for, among all that there are."""
     words = [word for word in range(V) if word != END]
-    texts = [text for n in range(min_length, max_length) for text in product(words, repeat=n)]
-    return list(
-        max(texts, key=lambda text: log_likelihood(model, image, [*text, END]) / (len(text) + 1) ** length_penalty)
-    )
+    texts = [(*text, END) for n in range(min_length, max_length) for text in product(words, repeat=n)]
+    texts += product(words, repeat=max_length)  # cut before they end
+    best = max(texts, key=lambda text: log_likelihood(model, image, text) / len(text) ** length_penalty)
+    return [word for word in best if word != END]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
@@ -146,6 +146,10 @@ def test_texts_end_where_the_decoder_does(image):
 
 
 def test_errors_name_the_option(image):
+    wrong = [("num_beams", 0), ("max_length", 0), ("min_length", 9), ("min_length", 2.5)]
+    for key, value in wrong:
+        with pytest.raises(ValueError, match=f"{key}={value}; "):
+            generate(build(), torch.zeros(1, 3, 4), PROMPT, end=END, **{"max_length": 8, key: value})
     with pytest.raises(ValueError, match="strategy='best'; choose from greedy, nucleus, beam"):
         generate(build(), image, PROMPT, end=END, strategy="best")
     with pytest.raises(ValueError, match="top_p=0"):

@@ -1,4 +1,5 @@
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,16 @@ def test_a_codebook_that_is_asked_for_is_not_dropped(tmp_path):
     model = partial(Captioner, image=IMAGE, text=TEXT, optimizer=OPTIMIZER, quantizer={"codebook_size": 8})
     with pytest.raises(ValueError, match=r"plain has no quantizer, and model\.quantizer asks for one"):
         Beginning(model, source)
+
+
+def test_how_a_codebook_learns_is_not_the_sources(tmp_path):
+    tokenizer = Tokenizer.learn(["a b"]).json
+    shared: dict[str, Any] = {"image": IMAGE, "text": TEXT, "optimizer": OPTIMIZER}
+    quantizer = {"codebook_size": 8, "init": "random", "decay": 0.9, "rotation_trick": True}
+    source = save(Captioner(tokenizer=tokenizer, quantizer=quantizer, **shared), tmp_path / "source")
+    asked = {"codebook_size": 4, "decay": 0.99, "commitment": 2.0, "dead_below": 0, "rotation_trick": False}
+    module = Beginning(partial(Captioner, quantizer=asked, **shared), source).build(tokenizer)
+    assert dict(module.hparams["quantizer"]) == {**asked, "codebook_size": 8, "init": "random"}
 
 
 @pytest.mark.parametrize(

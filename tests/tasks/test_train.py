@@ -92,6 +92,18 @@ def test_the_next_command_measures_what_the_model_can_do(tiny_pool, tmp_path, ki
 
 
 @pytest.mark.parametrize(
+    ("objectives", "task", "others"),
+    [(["lm"], "captioning", ["retrieval"]), (["itc", "itm"], "retrieval", ["captioning"])],
+)
+def test_what_a_blip_has_not_learned_is_not_measured(tiny_pool, tmp_path, objectives, task, others):
+    """Its heads are there, as they began."""
+    whole = backbone("blip", TOKENIZER)
+    module = type(whole)(**{**whole.hparams, "objectives": objectives})
+    assert f" evaluator={task} " in next_command(module, tmp_path, tiny_pool)
+    assert f"its objectives being {', '.join(objectives)}" in TASKS[other]().lacks(module)
+
+
+@pytest.mark.parametrize(
     ("data", "told"), [("cifar_scenes", "cifar_scenes_eval"), ("cifar10", "cifar10"), ("x", "...")]
 )
 def test_the_data_are_those_that_belong_to_the_pairs(tiny_pool, tmp_path, data, told):

@@ -113,7 +113,9 @@ class Tokenizer:
         """The tokenizer of a Hugging Face model (``bert-base-uncased``) or of a folder that holds one."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(name, use_fast=True).backend_tokenizer.to_str())
+        return cls(
+            AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False).backend_tokenizer.to_str()
+        )
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()

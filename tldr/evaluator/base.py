@@ -122,6 +122,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def untrained(model: nn.Module, *objectives: str) -> str:
+    """Which of these a model that has ``objectives`` to choose from (BLIP) was not trained for, in words; empty: for
+    all. Its heads are there, and would be measured as they began."""
+    had = getattr(model, "objectives", objectives)
+    lost = [one for one in objectives if one not in had]
+    return f"training for {' and '.join(lost)}, its objectives being {', '.join(had)}" if lost else ""
+
+
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on the model's device."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

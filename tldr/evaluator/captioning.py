@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from tldr.data.loading import PairsDataset, ordered_loader
-from tldr.evaluator.base import Evaluator, Seeing, evaluating
+from tldr.evaluator.base import Evaluator, Seeing, evaluating, untrained
 from tldr.metric.caption import score_captions, usable
+from tldr.nn.generate import check_lengths
 from tldr.pairs import Pairs
 
 
@@ -51,6 +52,7 @@ class Captioning(Evaluator):
         progress: bool = True,
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, progress=progress)
+        check_lengths("evaluator.captioning.", num_beams=num_beams, min_length=min_length, max_length=max_length)
         self.options: dict[str, Any] = {
             "strategy": "beam", "num_beams": num_beams, "min_length": min_length, "max_length": max_length,
             **({} if prompt is None else {"prompt": prompt}),
@@ -59,7 +61,9 @@ class Captioning(Evaluator):
 
     def lacks(self, model: nn.Module) -> str:
         """A decoder."""
-        return "" if isinstance(model, Writer) else "generate (blip, captioner and vqvlm write captions)"
+        if not isinstance(model, Writer):
+            return "generate (blip, captioner and vqvlm write captions)"
+        return untrained(model, "lm")
 
     def check(self, model: nn.Module, pairs: Pairs) -> None:
         """Also what the metrics need; before the captions are written."""

@@ -1,7 +1,8 @@
 """Zero-shot text-to-video retrieval, as BLIP's on MSRVTT (Li et al. 2022, arXiv 2201.12086, section 5.6): an image-text
 model sees a few frames of each clip, in equal steps, and knows nothing of time.
 
-A clip's embedding is the mean of its frames'; to match it with a text, the frames' tokens are put one after the other.
+A clip's embedding is the mean of its frames' (of unit vectors; BLIP's code brings only the mean to length 1); to match
+it with a text, the frames' tokens are put one after the other.
 Recall counts the texts with their own clip among the first k; the median rank is the usual companion.
 
 Shapes: Q texts, K clips, F frames of a clip, L tokens of a frame, D width, E embedding width.
@@ -29,6 +30,7 @@ from tldr.evaluator.base import (
     embed_texts,
     evaluating,
     matching,
+    untrained,
 )
 from tldr.metric.rank import expected_rank, hit_probability, match_all, rerank
 from tldr.pairs import Pairs
@@ -85,7 +87,9 @@ class Video(Evaluator):
         dual, matcher = isinstance(model, DualEncoder), isinstance(model, Matcher)
         if self.rerank_k and not (dual and matcher):
             return f"embed_images, embed_texts, image_tokens and match, all of which rerank_k={self.rerank_k} needs"
-        return "" if dual or matcher else "embed_images and embed_texts, and also image_tokens and match"
+        if not (dual or matcher):
+            return "embed_images and embed_texts, and also image_tokens and match"
+        return untrained(model, *(["itc"] if dual else []), *(["itm"] if self.rerank_k or not dual else []))
 
     def check(self, model: nn.Module, pairs: Pairs) -> None:
         """Also that the pictures are frames."""

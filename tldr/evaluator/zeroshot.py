@@ -28,6 +28,7 @@ from tldr.evaluator.base import (
     embed_texts,
     evaluating,
     matching,
+    untrained,
 )
 from tldr.metric.rank import hit_probability, match_all
 from tldr.pairs import Pairs
@@ -87,8 +88,9 @@ class Zeroshot(Evaluator):
 
     def lacks(self, model: nn.Module) -> str:
         """Embeddings, or the judgement of pairs."""
-        fits = isinstance(model, DualEncoder | Matcher)
-        return "" if fits else "embed_images and embed_texts, and also image_tokens and match"
+        if not isinstance(model, DualEncoder | Matcher):
+            return "embed_images and embed_texts, and also image_tokens and match"
+        return untrained(model, "itc" if isinstance(model, DualEncoder) else "itm")
 
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
         """``zeroshot/top1`` and ``top5`` in percent, and among how many ``classes``, of how many ``images``."""

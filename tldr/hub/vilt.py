@@ -144,4 +144,4 @@ def save(module: nn.Module, kind: Any, config: Any, head: naming.State, folder: 
     shared[f"vilt.{SEGMENTS}"] = torch.zeros(1, network.width)
     write(kind, config, shared | head, folder)
     owner.tokenizer.save(folder, max_length=network.text.max_length)
-    write_processor(network.image, "ViltImageProcessor", folder)
+    write_processor(network.image, "ViTImageProcessor", folder)  # ViLT's own knows no squares

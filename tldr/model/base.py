@@ -202,9 +202,10 @@ def _student_of(path: str | Path) -> Model:
 
 
 def _untaught(model: Model) -> Model:
+    """The model without its teacher, and nothing of it frozen: what its own losses do not reach, a head's may."""
     if isinstance(model, Taught):
         model.keep_student()
-    return model
+    return model.requires_grad_(True)
 
 
 def _name_of(model: Model) -> str:

@@ -158,7 +158,9 @@ class Captioner(Model):
         trust = torch.ones_like(nll)
         if self.noise is not None:
             trust = self._trust(nll.detach(), tokens, mask, blind[:, 0, 0], self.noise)
-        losses = {"lm": (trust * nll).sum() / (trust * words).sum()}
+        losses = {
+            "lm": (trust * nll).sum() / (trust * words).sum().clamp_min(1e-6)
+        }  # of a batch of one, trust may vanish
         if self.quantizer is not None:
             losses["commitment"] = commitment
         if self.global_step % LOG_EVERY == 0:

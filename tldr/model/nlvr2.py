@@ -3,7 +3,8 @@
     pair  the joint features of (sentence, left picture) and (sentence, right picture), side by side, through an MLP:
           ViLT's way (arXiv 2102.03334, section 4.2), for any backbone that has joint features
     twin  the sentence is read once, looking at both pictures in every layer through two cross-attentions, both copied
-          from the pre-trained one: BLIP's way (arXiv 2201.12086, section 5.4)
+          from the pre-trained one: BLIP's way (arXiv 2201.12086, section 5.4), but for its head, which has ReLU and no
+          norm
 
 Of one picture the joint feature alone is judged.
 

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tldr.check import check_number
 from tldr.data.loading import Batch
 from tldr.metric.answer import accuracy, normalise, unanimous
 from tldr.model.base import Joint, Model, describe, open_backbone
@@ -85,6 +86,8 @@ class Vqa(Model):
         super().__init__(optimizer=optimizer)
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}; choose from {', '.join(MODES)}")
+        for key, value in {"num_answers": num_answers, "top_k": top_k}.items():
+            check_number(f"model.{key}", value, "how many answers, a whole number from 1", low=1, whole=True)
         model = open_backbone(backbone, image or {})
         name = type(model).__name__
         if mode == "classify" and not isinstance(model, Joint):

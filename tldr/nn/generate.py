@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tldr.check import check_number
 from tldr.nn.text import Cache, TextTransformer
 
 STRATEGIES = ("greedy", "nucleus", "beam")
@@ -26,11 +27,13 @@ def generate(
     min_length: int = 5,
     generator: torch.Generator | None = None,
 ) -> list[list[int]]:
-    """`sample` or `beam_search` by name. The defaults are those of BLIP's CapFilt, which draws captions by nucleus."""
+    """`sample` or `beam_search` by name. Drawing by nucleus at 0.9 is BLIP's CapFilt; its code also has a repetition
+    penalty of 1.1, which is not here, and writes 6 to 26 tokens."""
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy={strategy!r}; choose from {', '.join(STRATEGIES)}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p={top_p} is not a probability above 0")
+    check_lengths("", num_beams=num_beams, min_length=min_length, max_length=max_length)
     max_length = min(max_length, decoder.max_length - len(prompt))
     if strategy == "beam":
         return beam_search(
@@ -40,6 +43,14 @@ def generate(
     return sample(
         decoder, image, prompt, end=end, max_length=max_length, min_length=min_length, top_p=p, generator=generator
     )
+
+
+def check_lengths(key: str, *, num_beams: int, min_length: int, max_length: int) -> None:
+    """Raises ValueError for what writes nothing, naming the option, which ``key`` is before."""
+    check_number(f"{key}num_beams", num_beams, "how many texts are followed, from 1", low=1, whole=True)
+    check_number(f"{key}max_length", max_length, "tokens of a text at most, from 1", low=1, whole=True)
+    meaning = f"tokens of a text at least, from 0 to {key}max_length={max_length}"
+    check_number(f"{key}min_length", min_length, meaning, low=0, high=max_length, whole=True)
 
 
 def sample(
@@ -96,7 +107,8 @@ def beam_search(
     num_beams: int = 3,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """As `sample`, by beam search; a finished text scores log-likelihood / length ** length_penalty."""
+    """As `sample`, by beam search; a text scores log-likelihood / length ** length_penalty, its end counted where it
+    has one. As in transformers, those that have none at ``max_length`` compete with those that ended."""
     count, device = len(image), image.device
     image = image.repeat_interleave(num_beams, 0)
     cache, step = Cache(), prompt.expand(len(image), -1)
@@ -130,4 +142,5 @@ def beam_search(
         bound = total[:, 0] / (max_length if length_penalty > 0 else 1) ** length_penalty
         if all(score >= float(limit) for (score, _), limit in zip(best, bound, strict=True)):
             break
-    return [text if score > -float("inf") else texts[i, 0].tolist() for i, (score, text) in enumerate(best)]
+    reached = (total[:, 0] / max_length**length_penalty).tolist()  # after a break none of these is better
+    return [text if score >= reached[i] else texts[i, 0].tolist() for i, (score, text) in enumerate(best)]

@@ -1,6 +1,7 @@
 """AdamW as vision-language pre-training uses it: which weights decay, at what rate each learns, and when.
 
-Weight decay is for matrices: not for norms, biases and other vectors, nor for embeddings of positions and class tokens.
+Weight decay is for matrices: not for norms, biases and other vectors, nor for embeddings of positions and class tokens
+(a captioner's null picture decays).
 ``layer_decay`` (BEiT, Bao et al. 2022, arXiv 2106.08254) lets the early layers of a pretrained tower learn more slowly,
 by that factor a layer. Schedules, after a linear warm-up:
 

@@ -16,6 +16,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers import PatchEmbed  # pyright: ignore[reportPrivateImportUsage]  (timm's documented home of it)
+from timm.models import is_model_in_modules  # pyright: ignore[reportPrivateImportUsage]
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -30,12 +31,8 @@ RESIZE_MODES = ("squash", "shortest")
 class ConvStem(nn.Module):
     """(B, 3, H, W) -> (B, L, D) by a 4x4/4 and two 3x3/2 convolutions: one token per 16 x 16 pixels."""
 
-    def __init__(
-        self, img_size: int = 64, patch_size: int = 16, in_chans: int = 3, embed_dim: int = 96, **_: Any
-    ) -> None:
+    def __init__(self, img_size: int = 64, in_chans: int = 3, embed_dim: int = 96, **_: Any) -> None:
         super().__init__()
-        if patch_size != 16:
-            raise ValueError(f"the convolutional stem has patches of 16 pixels, not patch_size={patch_size}")
         self.grid_size = (img_size // 16, img_size // 16)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.stem = nn.Sequential(
@@ -62,7 +59,8 @@ class ImageEncoder(nn.Module):
     first block, as CLIP's), ``class_token`` and ``patch_bias`` (the patch convolution's; None: unless ``pre_norm``).
 
     ``pretrained`` asks timm for its weights (a download). ``mean`` and ``std`` (three numbers) normalise the pictures:
-    CLIP's and BLIP's unless given. ``resize_mode`` says how pictures become squares before: ``squash``, the whole
+    CLIP's and BLIP's unless given. ``dropout`` is that of the positions' sum and of the blocks' outputs (ViLT's 0.1).
+    ``resize_mode`` says how pictures become squares before: ``squash``, the whole
     picture, or ``shortest``, its centre, once the shorter side has ``image_size`` pixels (CLIP's).
     """
 
@@ -88,15 +86,28 @@ class ImageEncoder(nn.Module):
         std: Sequence[float] = CLIP_STD,
         resize_mode: str = "squash",
         pretrained: bool = False,
+        dropout: float = 0.0,
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        of_vit = {
+            "patch_size": patch_size != 16, "mlp_ratio": mlp_ratio != 4, "norm_eps": norm_eps != 1e-6,
+            "activation": activation != "gelu", "pre_norm": pre_norm, "class_token": not class_token,
+            "patch_bias": patch_bias is not None,
+        }  # fmt: skip
+        of_plain = {"width": width is not None, "depth": depth is not None, "heads": heads is not None}
+        given = (of_vit if backbone != "vit" else {}) | (of_plain if backbone not in PLAIN else {})
+        if ignored := [name for name, other in given.items() if other]:
+            raise ValueError(f"backbone={backbone} takes no {', '.join(ignored)}; backbone=vit does")
         if resize_mode not in RESIZE_MODES:
             raise ValueError(f"resize_mode={resize_mode!r}; choose from {', '.join(RESIZE_MODES)}")
         if backbone in PLAIN and (pretrained or None in (width, depth, heads)):
             raise ValueError(f"backbone={backbone} needs width, depth and heads, and has no pretrained weights")
+        drops = {"pos_drop_rate": dropout, "proj_drop_rate": dropout, "drop_path_rate": drop_path}
         if backbone == "conv_stem":
+            if image_size % 16:
+                raise ValueError(f"image_size={image_size} is no multiple of 16, the patches of backbone=conv_stem")
             options: dict[str, Any] = {"class_token": False, "embed_layer": ConvStem}
         elif backbone == "vit":
             if activation not in ACTIVATIONS:
@@ -117,6 +128,8 @@ class ImageEncoder(nn.Module):
             raise ValueError(
                 f"timm has no model {backbone!r}; choose conv_stem, vit or one that timm.list_models('vit*') lists"
             )
+        elif not is_model_in_modules(backbone, ["vision_transformer"]):
+            raise ValueError(f"backbone={backbone} is no plain vision transformer; timm.list_models('vit*') lists some")
         else:
             options = {}
         if backbone in PLAIN:
@@ -129,13 +142,18 @@ class ImageEncoder(nn.Module):
                 global_pool="token" if prefix else "avg",
                 fc_norm=False,  # tokens leave normalised, not only their mean
                 num_classes=0,
-                drop_path_rate=drop_path,
+                **drops,
                 **options,
             )
         else:
-            vit = timm.create_model(
-                backbone, pretrained=pretrained, img_size=image_size, num_classes=0, drop_path_rate=drop_path
-            )
+            vit = timm.create_model(  # without pooling of its own, which nobody would train; tokens leave normalised
+                backbone, pretrained=pretrained, img_size=image_size, num_classes=0, global_pool="avg", fc_norm=False,
+                **drops,
+            )  # fmt: skip
+            if image_size % (side := vit.patch_embed.patch_size[0]):
+                raise ValueError(
+                    f"image_size={image_size} is no multiple of {side}, the patches of backbone={backbone}"
+                )
         vit.set_grad_checkpointing(gradient_checkpointing)
         self.vit = vit
         self.image_size, self.resize_mode = image_size, resize_mode
@@ -156,5 +174,5 @@ class ImageEncoder(nn.Module):
         return tokens[:, self.num_prefix_tokens :]
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """(B, P+L, D) -> (B, D): the class token where there is one, else the mean."""
-        return tokens[:, 0] if self.num_prefix_tokens else tokens.mean(1)
+        """(B, P+L, D) -> (B, D): the class token where there is one, else the mean of the patches."""
+        return tokens[:, 0] if self.vit.has_class_token else self.patches(tokens).mean(1)

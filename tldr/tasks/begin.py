@@ -13,8 +13,9 @@ from typing import Any
 
 from tldr.model.base import Model
 
-# How a tower is trained, and what it is shown, whatever it began from.
+# How a tower or a codebook is trained, and what it is shown, whatever it began from.
 TRAINING = ("dropout", "drop_path", "gradient_checkpointing", "resize_mode")
+TRAINING += ("decay", "commitment", "dead_below", "rotation_trick")
 
 
 class Beginning:
