@@ -16,7 +16,7 @@ help:  ## Show what there is to make
 
 install: $(STAMP)  ## Build .venv (the others do it by themselves)
 
-quickstart: $(STAMP)  ## See the idea work: reduce the embedded data by 75 %, train on it, compare (8 minutes, 2 cores)
+quickstart: $(STAMP)  ## See the idea work: reduce the embedded data by 75 %, train on it, compare (5 to 10 minutes, 2 cores)
 	$(BIN)/python benchmarks/quickstart.py $(ARGS)
 
 test: export WANDB_MODE := offline

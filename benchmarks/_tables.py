@@ -33,7 +33,7 @@ def groups(rows: Sequence[Row]) -> Iterator[tuple[str, str, list[Row]]]:
         yield model, budget, [row for row in rows if (row["model"], row["budget"]) == (model, budget)]
 
 
-def by_seed(rows: Sequence[Row], selector: str, compression: float, key: str = "score") -> dict[int, float]:
+def by_seed(rows: Sequence[Row], selector: str, compression: float, key: str = "score") -> dict[int, Any]:
     """A number of a method for each seed; of all pairs (compression 0), whatever ``compression``."""
     return {
         row["seed"]: row[key]
@@ -62,9 +62,11 @@ def report(rows: Sequence[Row], cfg: dict[str, Any]) -> tuple[str, dict[str, Any
     parts.append(
         f"# {data}: {mean}\n\n"
         "Score: mean over seeds ± half of its 95 % interval (Student). Verdicts: of the mean difference, paired over "
-        "seeds, at 95 %, not corrected for their number; in brackets the seeds. `recommend`: the compression at which "
-        f"the fitted loss against full first exceeds {cfg['tolerance']:g} points, its interval by a bootstrap over "
-        "seeds; not beyond what was measured. Cost: as if nothing had been found in a cache; FLOPs are those of "
+        "seeds, at 95 %, not corrected for their number; in brackets the seeds; *: not all of one machine, as far "
+        "as the rows say. `recommend`: the compression at which "
+        f"the loss against full first exceeds {cfg['tolerance']:g} points, as fitted or as measured, its interval by a "
+        "bootstrap over seeds; not beyond what was measured; in brackets the seeds that all compressions have, and how "
+        "far the fit is off where that is more. Cost: as if nothing had been found in a cache; FLOPs are those of "
         "networks; what k-means or a sort takes is in the seconds alone."
     )
     for model, budget, part in groups(rows):
@@ -72,7 +74,7 @@ def report(rows: Sequence[Row], cfg: dict[str, Any]) -> tuple[str, dict[str, Any
         advice[f"{model} {budget}"] = {
             name: {
                 "recommended": curve.recommended, "interval": [curve.earliest, curve.latest], "whole": curve.whole,
-                "tolerance": curve.tolerance, "residual": curve.residual,
+                "tolerance": curve.tolerance, "residual": curve.residual, "seeds": list(curve.seeds),
             }
             for name, curve in curves.items()
         }  # fmt: skip
@@ -95,7 +97,9 @@ def score_table(rows: Sequence[Row], ratio: float, against: Sequence[str], curve
         for other in against:
             found = compare(scores, by_seed(rows, other, ratio)) if other != name else None
             told = "" if found is None else f"{found.verdict}, {_signed(found.difference)} ({found.difference.seeds})"
-            cells.append(told)
+            mine, theirs = (by_seed(rows, one, ratio, "machine") for one in (name, other))
+            apart = found is not None and any(mine.get(s) != theirs.get(s) for s in scores)
+            cells.append(told + (" *" if apart else ""))
         lines.append([*cells, str(curves[name]) if name in curves else ""])
     return markdown(lines)
 
@@ -153,7 +157,7 @@ def figure(rows: Sequence[Row], tolerance: float, path: Path) -> Path:
                 linewidth=1, label=name,
             )  # fmt: skip
             if name in curves:
-                base = fmean(full.values())
+                base = fmean(full[seed] for seed in curves[name].seeds)
                 panel.plot(curves[name].compression, base + curves[name].difference, color=colour, linewidth=1)
         panel.set(title=f"{model}, {budget}", xlabel="share removed", ylabel="score")
     handles = {

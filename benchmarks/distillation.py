@@ -16,7 +16,7 @@ import json
 import time
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -253,7 +253,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     lines = [["training pictures", "steps", "rate", "accuracy", "published, AlexCifarNet", "seconds to learn"]]
     for told in rows:
         values = told["accuracies"]
-        mean = f"{fmean(values):.1f}" + (f" ± {pstdev(values):.1f}" if len(values) > 1 else "")
+        mean = f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
         seconds = "" if told["seconds"] is None else f"{told['seconds']:,.0f}"
         rate = f"{told['rate']:g}" if "rate" in told else ""
         lines.append([told["what"], f"{told['steps']:,}", rate, mean, PUBLISHED.get(told["what"], ""), seconds])

@@ -13,6 +13,7 @@ intervals and verdicts paired over seeds, what it cost, how far to reduce (`resu
 from __future__ import annotations
 
 import json
+import platform
 import sys
 import time
 import traceback
@@ -152,6 +153,7 @@ class Bench:
             "epochs": steps * run.learner.batch_size / len(pairs), "words": float(pairs.words.mean()),
             **left(pairs), **numbers, **costs([*selected, *trained]), "seconds_evaluate": seconds,
             "hash": pairs.hash, "selection": source.name, "version": tldr.__version__, "torch": torch.__version__,
+            "machine": machine(),
         }  # fmt: skip
 
     def found(self, run: Run) -> dict[str, Any] | None:
@@ -194,6 +196,16 @@ class Bench:
                 self.failed[str(run)] = str(error)
                 print(f"left out: {run}: {error}", flush=True)
         return came
+
+
+def machine() -> str:
+    """What computes, by which sums are rounded: rows of two may differ by more than two methods do."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, threads: {torch.get_num_threads()}"
 
 
 def known(files: list[str]) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from tldr.pairs import Pairs
 from tldr.report.truth import MISMATCHED
+from tldr.tasks.steps import plain_name
 
 FIT = ("alignment", "selector=tldr", "selector.novelty=0")
 SCORES: dict[str, tuple[str, ...]] = {  # the column of the score, and what select.py is told
@@ -59,7 +60,8 @@ def main() -> None:
 def measured(name: str, data: str, seed: int, given: argparse.Namespace) -> dict[str, float]:
     """AUC, and the share of wrong captions in the best part of the pool."""
     column, *overrides = SCORES[name]
-    out = given.out / f"{data}-{name.replace(', ', '-').replace(' ', '_')}-s{seed}"
+    apart = f"-{plain_name('__'.join(given.select))}" if given.select else ""
+    out = given.out / f"{data}-{name.replace(', ', '-').replace(' ', '_')}-s{seed}{apart}"
     kept, _ = command(
         "select", *overrides, f"data={data}", f"seed={seed}", f"out={out}", f"cache={given.cache}", "report=false",
         "exports=[]", "logger=none", "trainer.enable_progress_bar=false", *given.select,

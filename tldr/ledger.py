@@ -62,12 +62,13 @@ class Ledger:
         beside it, or read from there where the stage says that it is ``cached``."""
         entry = Stage(name)
         self.stages.append(entry)
-        outer = _open.set(entry)
+        outer, before = _open.set(entry), _charged.set(set())
         start = time.perf_counter()
         try:
             yield entry
         finally:
             _open.reset(outer)
+            _charged.reset(before)
             entry.seconds = round(time.perf_counter() - start, 3)
             if not entry.cached:
                 entry.device_seconds = entry.seconds * entry.devices
@@ -87,6 +88,7 @@ class Ledger:
 
 
 _open: ContextVar[Stage] = ContextVar("the stage that is being timed")
+_charged: ContextVar[set[Path]] = ContextVar("results that it has made or was charged for")
 
 
 @contextmanager
@@ -103,11 +105,15 @@ def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> 
         took = time.perf_counter() - start
         cost = {"seconds": round(took + before["seconds"], 3), "flops": meter.flops + before["flops"]}
         write_json(home / COST, cost)
+        _charged.get(set()).add(home)
 
 
 def charge_found(home: Path) -> None:
-    """An earlier run's result in ``home`` is used: the stage that is open is told what that took, as far as known."""
-    if (stage := _open.get(None)) is not None:
+    """A result in ``home`` is used: the stage that is open is told what that took an earlier run, as far as known, once
+    however often it is used."""
+    stage, charged = _open.get(None), _charged.get(set())
+    if stage is not None and home not in charged:
+        charged.add(home)
         stage.add_found(cost_of(home))
 
 

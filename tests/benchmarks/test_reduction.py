@@ -310,6 +310,12 @@ def test_the_tables_tell_verdict_cost_and_advice(parts, cfg, tmp_path):
     assert 0.5 < found["recommended"] < 0.9
     assert not found["whole"]
     assert parts["_tables"].figure(rows, 1.0, tmp_path / "figure.png").stat().st_size > 10_000
+    assert " *" not in text.partition("## ")[2]
+    for row in rows:
+        row["machine"] = "a Xeon" if row["selector"] == "tldr" and row["seed"] == 1 else "an EPYC"
+    text, _ = parts["_tables"].report(rows, cfg)
+    assert "better, +5.2 ± 0.7 (3) *" in text
+    assert "indistinguishable, -1.3 ± 3.8 (3) |" in text
 
 
 def test_costs_are_those_of_making_what_was_found(parts):

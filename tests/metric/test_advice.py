@@ -24,7 +24,7 @@ def test_a_known_curve_is_found_and_its_crossing():
     assert not found.whole
     x = -np.log1p(-found.compression)
     np.testing.assert_allclose(found.difference, 2 * x - 2 * x**2, atol=1e-9)
-    assert str(found) == "74%"
+    assert str(found) == "74% (3)"
 
 
 def test_noise_widens_the_interval_around_the_truth():
@@ -42,7 +42,7 @@ def test_a_gain_that_lasts_is_recommended_as_far_as_it_was_measured():
     assert found is not None
     assert found.whole
     assert found.recommended == 0.9
-    assert str(found) == "≥ 90%"
+    assert str(found) == "≥ 90% (3)"
 
 
 def test_the_first_time_counts():
@@ -51,6 +51,16 @@ def test_the_first_time_counts():
     assert found is not None
     assert found.recommended < 0.5
     assert np.isnan(found.low).all()
+
+
+def test_the_measured_loss_is_believed_before_the_fit():
+    """A curve of two coefficients misses three points by more than the loss that may be: it says so, too."""
+    found = advise({0.5: {0: 47.0}, 0.75: {0: 53.0}, 0.9: {0: 47.0}}, {0: 50.0, 1: 50.0}, tolerance=1.0)
+    assert found is not None
+    assert found.difference[len(found.difference) * 5 // 9] > -1
+    assert 0.49 < found.recommended < 0.5
+    assert found.seeds == (0,)
+    assert str(found) == f"50% (1, fit off by {found.residual:.1f})"
 
 
 def test_one_compression_makes_a_line():

@@ -108,3 +108,7 @@ def test_a_refined_caption_stands_beside_the_first(finished, pool):
     kept = pool.take(np.arange(30, 40))
     kept.with_column("caption", [f"better {i}" for i in range(10)]).write(folder)
     assert "picture 31 of noise (refined: better 1)" in explained(folder, "pair-0031", cache=cache)
+    told = kept.with_column("caption_original", kept.captions.to_pylist())
+    told.with_column("caption", [f"better {i}" for i in range(10)]).write(folder)
+    gone = explained(folder, "pair-0031", cache=folder / "gone")
+    assert "picture 31 of noise (refined: better 1)" in gone

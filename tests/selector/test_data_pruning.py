@@ -58,7 +58,8 @@ def test_scores_of_a_classifier(pool, values, signals, score, choice):
     sign = 1 if choice == "hard" else -1
     assert set(selection.rows) == set(np.argsort(-sign * value)[:75])
     cut = value[selection.rows].min() if choice == "hard" else value[selection.rows].max()
-    assert all(reason.endswith(f"{choice} kept, cut at {cut:.3g}") for reason in selection.reasons)
+    ends = f"the {choice} are kept, {'from' if choice == 'hard' else 'up to'} {cut:.3g}"
+    assert all(reason.endswith(ends) for reason in selection.reasons)
 
 
 @pytest.fixture

@@ -58,9 +58,9 @@ def test_all_and_none_of_a_part(rows):
 def test_reasons_tell_the_pick(pool, values, rows, store):
     selection = Herding()(pool, store(values), keep=60, seed=0)
     pick = selection.scores["pick"]
-    assert np.array_equal(np.sort(pick[selection.rows]), np.arange(60))
+    assert np.array_equal(np.sort(pick[selection.rows]), np.arange(1, 61))
     for row in range(N):
-        told = f"pick {pick[row] + 1} of 60 in cluster 0" if pick[row] >= 0 else "not among the 60 of 300 that match"
+        told = f"pick {pick[row]} of 60 in cluster 0" if pick[row] else "not among the 60 of 300 that match"
         assert selection.reasons[row].startswith(told)
 
 

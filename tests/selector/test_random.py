@@ -29,8 +29,8 @@ def test_a_larger_draw_contains_the_smaller(pool):
 def test_the_reason_is_the_place_in_the_draw(pool):
     selection = Random()(pool, None, keep=75, seed=0)
     place = selection.scores["draw"]
-    assert sorted(place) == list(range(300))
-    assert set(np.flatnonzero(place < 75)) == set(selection.rows)
+    assert sorted(place) == list(range(1, 301))
+    assert set(np.flatnonzero(place <= 75)) == set(selection.rows)
     first, last = int(place.argmin()), int(place.argmax())
     assert selection.reasons[first] == "drawn 1 of 75"
     assert selection.reasons[last] == "drawn 300, after 75"

@@ -92,10 +92,9 @@ def test_the_next_command_measures_what_the_model_can_do(tiny_pool, tmp_path, ki
 
 
 @pytest.mark.parametrize(
-    ("objectives", "task", "others"),
-    [(["lm"], "captioning", ["retrieval"]), (["itc", "itm"], "retrieval", ["captioning"])],
+    ("objectives", "task", "other"), [(["lm"], "captioning", "retrieval"), (["itc", "itm"], "retrieval", "captioning")]
 )
-def test_what_a_blip_has_not_learned_is_not_measured(tiny_pool, tmp_path, objectives, task, others):
+def test_what_a_blip_has_not_learned_is_not_measured(tiny_pool, tmp_path, objectives, task, other):
     """Its heads are there, as they began."""
     whole = backbone("blip", TOKENIZER)
     module = type(whole)(**{**whole.hparams, "objectives": objectives})

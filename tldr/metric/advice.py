@@ -26,7 +26,7 @@ class Curve:
     ``high`` (G,) its 95 % interval, NaN with one seed. ``recommended`` is the largest compression before the loss first
     exceeds the ``tolerance``, ``earliest`` and ``latest`` its interval (equal to it with one seed), ``whole`` whether
     the loss stays within the tolerance up to the end. ``residual`` is the root mean square of what the curve misses of
-    the means."""
+    the means; ``seeds`` are those that have been measured at every compression, which alone count."""
 
     compression: np.ndarray
     difference: np.ndarray
@@ -37,6 +37,7 @@ class Curve:
     earliest: float
     latest: float
     residual: float
+    seeds: tuple[int, ...]
 
     @property
     def whole(self) -> bool:
@@ -45,8 +46,10 @@ class Curve:
 
     def __str__(self) -> str:
         reached = f"{'≥ ' if self.whole else ''}{self.recommended:.0%}"
-        same = f"{self.earliest:.0%}" == f"{self.latest:.0%}"
-        return reached if same else f"{reached} [{self.earliest:.0%}, {self.latest:.0%}]"
+        if f"{self.earliest:.0%}" != f"{self.latest:.0%}":
+            reached += f" [{self.earliest:.0%}, {self.latest:.0%}]"
+        misses = f", fit off by {self.residual:.1f}" if self.residual > max(self.tolerance, 0.05) else ""
+        return f"{reached} ({len(self.seeds)}{misses})"
 
 
 def advise(
@@ -84,18 +87,33 @@ def advise(
     difference = basis @ coefficients
     residual = float(np.sqrt(np.mean((design @ coefficients - mean) ** 2)))
     recommended = _last_within(compression, difference[None], tolerance)[0]
+    lost = mean < -tolerance - 1e-9  # what was measured says more than the curve through it
+    if lost.any():
+        recommended = min(recommended, compression[compression < ratios[lost.argmax()]][-1])
     count = len(seeds)
     if count == 1:
         unknown = np.full(GRID, np.nan)
         return Curve(
-            compression, difference, unknown, unknown, tolerance, recommended, recommended, recommended, residual
+            compression,
+            difference,
+            unknown,
+            unknown,
+            tolerance,
+            recommended,
+            recommended,
+            recommended,
+            residual,
+            tuple(seeds),
         )
     drawn = np.random.default_rng(seed).integers(count, size=(samples, count))
     means = mean + np.sqrt(count / (count - 1)) * (paired[drawn].mean(1) - mean)  # (B, r)
     curves = means @ solve.T @ basis.T  # (B, G)
     low, high = np.percentile(curves, [2.5, 97.5], axis=0)
     earliest, latest = np.percentile(_last_within(compression, curves, tolerance), [2.5, 97.5])
-    return Curve(compression, difference, low, high, tolerance, recommended, float(earliest), float(latest), residual)
+    return Curve(
+        compression, difference, low, high, tolerance, recommended, float(earliest), float(latest), residual,
+        tuple(seeds),
+    )  # fmt: skip
 
 
 def _last_within(compression: np.ndarray, curves: np.ndarray, tolerance: float) -> np.ndarray:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tldr.pairs import Pairs
+from tldr.report.selection import ORIGINAL
 
 _NEAR = 3  # uids that are told in place of one that is not there
 
@@ -90,11 +91,11 @@ def _caption(folder: Path, uid: str, cache: Path) -> str:
     """From the pool, or from the kept pairs where the cache is gone; a refined one beside it."""
     pool = json.loads((folder / "provenance.json").read_text())["pool"]
     whole, kept = cache / "pools" / pool / "pairs.arrow", folder / "pairs.arrow"
-    captions = [
-        table["caption"][int(rows[0])].as_py()
-        for file in (whole, kept)
-        if file.is_file() and len(rows := _rows(table := Pairs.open(file).table, uid))
-    ]
+    captions = []
+    for file in (whole, kept):
+        if file.is_file() and len(rows := _rows(table := Pairs.open(file).table, uid)):
+            names = [name for name in (ORIGINAL, "caption") if name in table.column_names]
+            captions += [table[name][int(rows[0])].as_py() for name in names]
     if not captions:
         return f"not at hand: no {whole}"
     return captions[0] if captions[0] == captions[-1] else f"{captions[0]} (refined: {captions[-1]})"

@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 _BINS = 64
 _NAME = 120  # characters; W&B takes 128
-_RUN = "wandb.json"  # in a run's folder: which of W&B's it is
 _PICTURE = 256  # pixels of the longer side
 
 
@@ -57,7 +56,7 @@ def csv_logger(*, save_dir: str | Path, **_: Any) -> Logger:
 def begin(logger: Callable[..., Logger], *, name: str, group: str, resume: bool = False, **options: Any) -> Logger:
     """A run of this ``name``, in its own ``group`` or in this one. With ``resume``, that of the last time in
     ``save_dir`` goes on, where W&B has it: what is offline cannot be added to, and becomes a run of its own."""
-    given, file = getattr(logger, "keywords", {}), Path(options["save_dir"]) / _RUN
+    given, file = getattr(logger, "keywords", {}), Path(options["save_dir"]) / f"wandb-{options.get('job_type')}.json"
     if given.get("group") is None:
         options["group"] = group
     if resume and file.is_file() and not given.get("offline"):

@@ -105,9 +105,10 @@ class DataPruning(Selector):
         kept = np.zeros(len(pool), bool)
         kept[chosen] = True
         rest = value[kept & ~safe]
-        cut = f"{rest.min() if self.choice == 'hard' else rest.max():.3g}" if len(rest) else "the floors"
+        ends = f"from {rest.min():.3g}" if len(rest) and self.choice == "hard" else "the floors alone"
+        ends = f"up to {rest.max():.3g}" if len(rest) and self.choice == "easy" else ends
         reasons = [
-            f"{w}, {self.choice} kept, cut at {cut}" + (f"; within the floor of {names[c]}" if s else "")
+            f"{w}; the {self.choice} are kept, {ends}" + (f"; within the floor of {names[c]}" if s else "")
             for w, s, c in zip(what, safe, label, strict=True)
         ]
         return Selection(chosen, reasons, scores, None if floor else merit)

@@ -46,7 +46,7 @@ class Herding(Selector):
             else f"not among the {share[c]} of {sizes[c]} that match the mean of cluster {c}, similarity to it {s:.3g}"
             for p, g, c, s in zip(pick, gap, sphere.label, sphere.similarity, strict=True)
         ]
-        return Selection(np.flatnonzero(pick >= 0), reasons, {"cluster": sphere.label, "pick": pick})
+        return Selection(np.flatnonzero(pick >= 0), reasons, {"cluster": sphere.label, "pick": pick + 1})
 
 
 def herd(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

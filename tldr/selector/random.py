@@ -17,4 +17,4 @@ class Random(Selector):
         place = np.empty(len(pool), np.int64)
         place[np.random.default_rng(seed).permutation(len(pool))] = np.arange(len(pool))
         reasons = [f"drawn {p + 1} of {keep}" if p < keep else f"drawn {p + 1}, after {keep}" for p in place]
-        return Selection(np.flatnonzero(place < keep), reasons, {"draw": place}, -place)
+        return Selection(np.flatnonzero(place < keep), reasons, {"draw": place + 1}, -place)

@@ -56,6 +56,7 @@ class CaptionWriter:
         self.seed, self.generation = seed, dict(generation)
         self.spent = Stage("writer")  # since `charge` was asked last
         self.accelerators: set[str] = set()
+        self.charged: set[Path] = set()  # parts that were written or charged for
 
     @property
     def varies(self) -> bool:
@@ -72,14 +73,15 @@ class CaptionWriter:
         task = Writing.of(self.scorers[MAIN], pairs, self.cache, folder=folder.resolve(), **drawn, **self.loading)
         parts = range(len(task.parts))
         with FileLock(folder / "lock"):
-            there = {file.name for file in folder.iterdir()}
-            missing = [number for number in parts if task.file(number).name not in there]
+            missing = [number for number in parts if not task.file(number).is_file()]
             self._run(task, missing, "writing captions")
+        self.charged |= {task.file(number) for number in missing}
         captions: list[str] = []
         for number in parts:
             kept = pq.read_table(task.file(number))
             captions += kept["caption"].to_pylist()
-            if task.file(number).name in there:
+            if task.file(number) not in self.charged:
+                self.charged.add(task.file(number))
                 self.spent.add_found(json.loads((kept.schema.metadata or {})[b"cost"]))
         return captions
 
