@@ -186,8 +186,9 @@ class Fail(L.Callback):
 
 def test_a_scorer_goes_on_by_itself(tiny_pool, tmp_path, capsys):
     training = {"max_steps": 10, "batch_size": 32, "vocab_size": 200, "checkpoint_every": 3}
+    ledger = Ledger()
     find = partial(
-        find_scorer, tiny_pool, checkpoint=None, model=partial(Captioner, **TOWERS), seed=0, ledger=Ledger(),
+        find_scorer, tiny_pool, checkpoint=None, model=partial(Captioner, **TOWERS), seed=0, ledger=ledger,
         trainer=partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False),
         logger=None,
     )  # fmt: skip
@@ -197,6 +198,12 @@ def test_a_scorer_goes_on_by_itself(tiny_pool, tmp_path, capsys):
     found, file = find(training={**training, "checkpoint_every": 4}, cache=tmp_path / "two")
     assert "last.ckpt, after step 6" in capsys.readouterr().out
     torch.testing.assert_close(found.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    whole, _, rest = ledger.stages  # six of ten steps were there: what they took is told, too
+    assert whole.found_flops == whole.found_seconds == 0
+    assert rest.found_flops == pytest.approx(0.6 * rest.made_flops)
+    assert rest.made_flops == pytest.approx(rest.flops + rest.found_flops)
+    assert rest.made_seconds == pytest.approx(rest.seconds + rest.found_seconds)
+    assert rest.found_seconds > 0
     assert not (file.parent / "last.ckpt").exists()
 
 

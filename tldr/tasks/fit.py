@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -72,11 +73,21 @@ class StepBar(ProgressBar):
 
 
 class StepMeter(L.Callback):
-    """Counts the FLOPs of the first few batches that are trained on, forward and backward."""
+    """Counts the FLOPs of the first few batches that are trained on, forward and backward; and ``seconds``, with those
+    of the run that was killed, which got as far as the step ``found``, in ``found_seconds``."""
 
     def __init__(self) -> None:
         self.meter = Meter()
-        self._open = ExitStack()
+        self.found, self.found_seconds = 0, 0.0
+        self._open, self._begun, self._step = ExitStack(), time.perf_counter(), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on from here has found."""
+        return {"step": self._step, "seconds": self.found_seconds + time.perf_counter() - self._begun}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it."""
+        self.found, self.found_seconds = state_dict["step"], state_dict["seconds"]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -90,6 +101,7 @@ class StepMeter(L.Callback):
     ) -> None:
         """Count no more."""
         self._open.close()
+        self._step = trainer.global_step
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leave no counter behind."""
@@ -137,7 +149,7 @@ def fit(
     SystemExit.
 
     ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of a few batches,
-    counted, times the rest.
+    counted, times the rest; of a run that was killed before, what that took is found.
     """
     for key, number in (("max_steps", max_steps), ("batch_size", batch_size)):
         check_number(key, number, f"a whole number from 1 (of a scorer: training.{key})", low=1, whole=True)
@@ -217,7 +229,9 @@ def fit(
             left.unlink(missing_ok=True)
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches * run.world_size
-        stage.flops = stage.images * counter.meter.per_row
+        stage.found_seconds = round(counter.found_seconds, 3)
+        stage.found_flops = stage.images * counter.meter.per_row * counter.found / max_steps
+        stage.flops = stage.images * counter.meter.per_row - stage.found_flops
         stage.devices = run.world_size if run.strategy.root_device.type != "cpu" else 0
     if isinstance(module, FSDPModule):  # each process has a part of it
         run.strategy.barrier()  # until the first has written
