@@ -111,10 +111,16 @@ def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> 
 def charge_found(home: Path) -> None:
     """A result in ``home`` is used: the stage that is open is told what that took an earlier run, as far as known, once
     however often it is used."""
-    stage, charged = _open.get(None), _charged.get(set())
-    if stage is not None and home not in charged:
+    charged = _charged.get(set())
+    if home not in charged:
         charged.add(home)
-        stage.add_found(cost_of(home))
+        charge(cost_of(home))
+
+
+def charge(cost: Mapping[str, float]) -> None:
+    """What is used took an earlier run so many ``seconds`` and ``flops``: the stage that is open is told."""
+    if (stage := _open.get(None)) is not None:
+        stage.add_found(cost)
 
 
 def cost_of(home: Path) -> dict[str, float]:

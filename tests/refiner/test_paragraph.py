@@ -31,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from tldr.ledger import Ledger
 from tldr.pairs import DIGEST, Pairs
 from tldr.refiner.base import GENERATED, ORIGINAL
 from tldr.refiner.paragraph import Paragraph
@@ -211,6 +212,17 @@ def test_what_is_drawn_depends_on_the_seed_alone(make, subset, tmp_path):
     filled(half, None)
     assert paragraphs(filled(subset, None)) == first, "what was drawn for others before changes nothing"
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_describing_took_is_told_also_when_it_is_found(make, subset):
+    ledger = Ledger()
+    for rows in (np.arange(10), np.arange(10), np.arange(2)):
+        with ledger.stage("refine"):
+            make()(subset.take(rows, provenance=subset.provenance), None)
+    wrote, found, part = ledger.stages
+    assert wrote.flops > 0 == wrote.found_flops
+    assert (found.flops, found.found_flops) == (0, pytest.approx(wrote.flops))
+    assert 0 < part.found_flops < found.found_flops  # of two pictures among nine
 
 
 def test_other_settings_are_other_texts(make, subset):

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from filelock import FileLock
 from PIL.Image import Image
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path
+from tldr.atomic import atomic_path, write_json
 from tldr.data.images import ImageError, ImageStore
+from tldr.ledger import Meter, charge, metered
 from tldr.pairs import DIGEST, Pairs
 from tldr.refiner.base import Refiner, Writer, better, check_joiner, check_margin
 from tldr.signal.panel import MAIN
@@ -98,20 +100,28 @@ class Paragraph(Refiner):
         names = _pictures(subset)
         with FileLock(folder / "lock"):  # a job of a sweep finds what the one before it has written
             parts = sorted(folder.glob("part-*.parquet"))
-            known = {name: text for part in parts for name, text in zip(*_columns(part), strict=True)}
             first = {name: row for row, name in reversed(list(enumerate(names)))}
+            known: dict[str, str] = {}
+            for part in parts:
+                known |= zip(*_columns(part), strict=True)
+                charge(_share(part, first))
             todo = sorted(row for name, row in first.items() if name not in known)
             with tqdm(total=len(todo), desc="writing paragraphs", unit="picture", disable=not todo) as bar:
                 for start in range(0, len(todo), self.rows_per_part):
                     rows, number = todo[start : start + self.rows_per_part], len(parts) + start // self.rows_per_part
-                    texts = self._part(subset, rows, f"{self.seed}:{names[rows[0]]}", bar)
+                    begun = time.perf_counter()
+                    with metered(device=self.device) as meter:
+                        texts = self._part(subset, rows, f"{self.seed}:{names[rows[0]]}", bar, meter)
+                    cost = {"seconds": round(time.perf_counter() - begun, 3), "flops": meter.flops}
                     table = {"picture": [names[row] for row in rows], "text": texts}
-                    with atomic_path(folder / f"part-{number:05d}.parquet") as temporary:
+                    part = folder / f"part-{number:05d}.parquet"
+                    write_json(_cost(part), cost)
+                    with atomic_path(part) as temporary:
                         pq.write_table(pa.table(table), temporary)
                     known |= zip(*table.values(), strict=True)
         return [known[name] for name in names]
 
-    def _part(self, subset: Pairs, rows: list[int], name: str, bar: tqdm) -> list[str]:
+    def _part(self, subset: Pairs, rows: list[int], name: str, bar: tqdm, meter: Meter) -> list[str]:
         """The paragraphs of these rows. What is drawn depends on them and on ``name``: a text that was drawn is that of
         the run that wrote it first."""
         seed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest())
@@ -120,7 +130,9 @@ class Paragraph(Refiner):
             torch.manual_seed(seed)
             for start in range(0, len(rows), self.batch_size):
                 batch = rows[start : start + self.batch_size]
-                texts += self.captioner.describe([_picture(store, subset, row) for row in batch], self.device)
+                pictures = [_picture(store, subset, row) for row in batch]
+                with meter.batch(len(batch)):
+                    texts += self.captioner.describe(pictures, self.device)
                 bar.update(len(batch))
         return texts
 
@@ -246,6 +258,19 @@ def _picture(store: ImageStore, subset: Pairs, row: int) -> Image:
     except ImageError as failure:
         uid = subset.uids[row].as_py()
         raise ValueError(f"pair {uid}: {failure}; reduce the data again with verify=decode") from failure
+
+
+def _share(part: Path, wanted: Container[str]) -> dict[str, float]:
+    """What the ``wanted`` pictures' texts in a part took, as far as it says; those of many pools may be in it."""
+    file = _cost(part)
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    pictures = pq.read_table(part, columns=["picture"])["picture"].to_pylist()
+    share = sum(picture in wanted for picture in pictures) / max(1, len(pictures))
+    return {name: share * told.get(name, 0.0) for name in ("seconds", "flops")}
+
+
+def _cost(part: Path) -> Path:
+    return part.with_suffix(".cost.json")
 
 
 def _columns(part: Path) -> tuple[list[str], list[str]]:

@@ -13,10 +13,13 @@ Shapes: N pairs, B of a batch, E width of the embedding.
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from tldr.ledger import metered
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, above_zero, best, counts
 from tldr.signal.sphere import cosines, unit_rows
@@ -46,8 +49,8 @@ class ClipLoss(Selector):
         batches = -(-len(pool) // self.batch_size)
         rng, total = np.random.default_rng(seed), np.zeros(len(pool))
         times = self.shuffles if batches > 1 else 1  # one batch is the same however it is shuffled
-        for _ in range(times):
-            for rows in np.array_split(rng.permutation(len(pool)), batches):
+        with metered(device=self.device):
+            for rows in chain.from_iterable(np.array_split(rng.permutation(len(pool)), batches) for _ in range(times)):
                 total[rows] += self.normaliser(image[torch.from_numpy(rows)], text[torch.from_numpy(rows)])
         others = (total / times).astype(np.float32)
         merit = score - others

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from tldr.data.phrases import ids, words
+from tldr.ledger import Meter, metered
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best, counts
 from tldr.signal.store import Signals
@@ -230,6 +231,10 @@ class SentenceEncoder:
     @torch.inference_mode()
     def __call__(self, texts: pa.Array) -> np.ndarray:
         """(n, E) float32 unit vectors. Texts that recur are read once."""
+        with metered(device=self.device) as meter:
+            return self._read(texts, meter)
+
+    def _read(self, texts: pa.Array, meter: Meter) -> np.ndarray:
         coded = texts.dictionary_encode()
         different = coded.dictionary.to_pylist()
         vectors = []
@@ -237,7 +242,8 @@ class SentenceEncoder:
             batch = different[start : start + self.batch_size]
             inputs = self.tokenizer(batch, padding=True, truncation=True, return_tensors="pt").to(self.device)
             mask = inputs["attention_mask"][..., None]
-            states = self.model(**inputs).last_hidden_state
+            with meter.batch(len(batch)):
+                states = self.model(**inputs).last_hidden_state
             mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
             vectors.append(F.normalize(mean.float(), dim=-1).cpu().numpy())
         return np.concatenate(vectors)[coded.indices.to_numpy()]
