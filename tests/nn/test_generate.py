@@ -45,8 +45,8 @@ def log_likelihood(model, image, text):
 def best_of_all(model, image, *, max_length, min_length, length_penalty):
     """The text that beam search looks for, among all that there are."""
     words = [word for word in range(V) if word != END]
-    texts = [(*text, END) for n in range(min_length, max_length) for text in product(words, repeat=n)]
-    texts += product(words, repeat=max_length)  # cut before they end
+    texts = [[*text, END] for n in range(min_length, max_length) for text in product(words, repeat=n)]
+    texts += [list(text) for text in product(words, repeat=max_length)]  # cut before they end
     best = max(texts, key=lambda text: log_likelihood(model, image, text) / len(text) ** length_penalty)
     return [word for word in best if word != END]
 

@@ -107,7 +107,7 @@ class Dual(NamedTuple):
         """Weights to begin with."""
         return Weights(self.image.draw(generator), self.text.draw(generator))
 
-    def to(self, device: torch.device) -> Dual:
+    def to(self, device: torch.device | str) -> Dual:
         """Both on ``device``."""
         for network in self:
             network.net.to(device)

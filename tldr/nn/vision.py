@@ -104,7 +104,7 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"resize_mode={resize_mode!r}; choose from {', '.join(RESIZE_MODES)}")
         if backbone in PLAIN and (pretrained or None in (width, depth, heads)):
             raise ValueError(f"backbone={backbone} needs width, depth and heads, and has no pretrained weights")
-        drops = {"pos_drop_rate": dropout, "proj_drop_rate": dropout, "drop_path_rate": drop_path}
+        drops: dict[str, Any] = {"pos_drop_rate": dropout, "proj_drop_rate": dropout, "drop_path_rate": drop_path}
         if backbone == "conv_stem":
             if image_size % 16:
                 raise ValueError(f"image_size={image_size} is no multiple of 16, the patches of backbone=conv_stem")
