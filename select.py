@@ -38,7 +38,7 @@ else:
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         config["selector"] = named_steps(config["selector"], Path(__file__).parent / "conf" / "selector", load)
-        config["out"] = selection_folder(config, HydraConfig.get().job.override_dirname)
+        config["out"] = selection_folder(config, HydraConfig.get())
         run(**instantiate(config, _convert_="all"), config=config)
 
     if __name__ == "__main__":

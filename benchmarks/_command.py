@@ -44,7 +44,7 @@ def arguments(script: str, *overrides: str) -> tuple[dict[str, Any], Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     if script == "select":
         plain["selector"] = named_steps(plain["selector"], CONF / "selector", _load)
-        plain["out"] = selection_folder(plain, cfg.hydra.job.override_dirname)
+        plain["out"] = selection_folder(plain, cfg.hydra)
     return instantiate(plain, _convert_="all"), plain
 
 

@@ -215,7 +215,7 @@ def test_every_recipe_begins_from_what_another_leaves():
         line = f"{script}.py {' '.join(overrides)}"
         read |= dict.fromkeys(re.findall(r"=(outputs/\S+)", line), line)
         if script == "select":
-            written.add(selection_folder(cfg, cfg.hydra.job.override_dirname))
+            written.add(selection_folder(cfg, cfg.hydra))
         elif script == "train":
             written.add(str(folders(cfg.names, pairs=cfg.pairs, out=cfg.out, seed=cfg.seed)[1]))
     assert {folder: line for folder, line in read.items() if folder not in written} == {}

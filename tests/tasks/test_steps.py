@@ -34,7 +34,7 @@ def composed(script: str, *overrides: str) -> DictConfig:
 def selected(*overrides: str) -> str:
     """The folder of ``select.py``."""
     cfg = composed("select", *overrides)
-    return selection_folder(cfg, cfg.hydra.job.override_dirname)
+    return selection_folder(cfg, cfg.hydra)
 
 
 def chain(*steps, **options) -> dict:
@@ -121,6 +121,14 @@ def test_a_single_name_is_no_list():
 )
 def test_the_folder_has_no_sign_that_hydra_reads(derived, plain):
     assert plain_name(derived) == plain
+
+
+def test_selections_for_several_targets_have_a_folder_each():
+    """Hydra takes +data@selector.target=... for one of data=..., by which the folder is named already."""
+    line = ["selector=norm_sim", "compression=0.75", "seed=0", "selector.target.root=x"]
+    one, other = (selected(*line, f"+data@selector.target={name}") for name in ("flickr8k", "folder"))
+    assert one == "outputs/shapes/norm_sim-c0.75-s0/target-flickr8k__selector.target.root-x"
+    assert other == "outputs/shapes/norm_sim-c0.75-s0/target-folder__selector.target.root-x"
 
 
 @pytest.mark.parametrize("out", ["my data: [old]/[kept]", "kept", "s3-mount//team/kept"])

@@ -50,11 +50,14 @@ def _step(step: Any, folder: Path, load: Load) -> tuple[str, dict[str, Any]]:
     return name, named_steps({**config, **options}, folder, load)
 
 
-def selection_folder(config: Mapping[str, Any], overrides: str) -> str:
+def selection_folder(config: Mapping[str, Any], hydra: Any) -> str:
     """Where a selection goes: ``out`` as it was given, or else a folder named by data, selector, compression and seed,
-    and in it one named by the other overrides as Hydra joins them, made a `plain_name`."""
+    and in it one named by the other overrides as ``hydra``, its own configuration, joins them, made a `plain_name`; the
+    target's data among them, which Hydra counts to those that the folder is named by already."""
     if config["out"]:
         return str(config["out"])
+    target, overrides = hydra.runtime.choices.get("data@selector.target"), hydra.job.override_dirname
+    overrides = "__".join(part for part in (target and f"target-{target}", overrides) if part)
     names, seed = config["names"], config["seed"]
     name = f"{names['selector']}-c{config['compression']}-s{seed}"
     return str(Path("outputs", names["data"], name, plain_name(overrides)))
