@@ -95,10 +95,12 @@ def score_table(rows: Sequence[Row], ratio: float, against: Sequence[str], curve
         cells += [str(interval(list(scores.values()))), _mean(rows, name, ratio, "mismatched", "{:.1%}")]
         cells += [_mean(rows, name, ratio, "duplicates", "{:.1%}"), _mean(rows, name, ratio, "words", "{:.1f}")]
         for other in against:
-            found = compare(scores, by_seed(rows, other, ratio)) if other != name else None
+            theirs = by_seed(rows, other, ratio)
+            found = compare(scores, theirs) if other != name else None
             told = "" if found is None else f"{found.verdict}, {_signed(found.difference)} ({found.difference.seeds})"
-            mine, theirs = (by_seed(rows, one, ratio, "machine") for one in (name, other))
-            apart = found is not None and any(mine.get(s) != theirs.get(s) for s in scores)
+            here, there = (by_seed(rows, one, ratio, "machine") for one in (name, other))
+            shared = scores.keys() & theirs.keys()
+            apart = found is not None and [*map(here.get, shared)] != [*map(there.get, shared)]
             cells.append(told + (" *" if apart else ""))
         lines.append([*cells, str(curves[name]) if name in curves else ""])
     return markdown(lines)

@@ -18,8 +18,8 @@ def check_number(
 
 
 def check_flag(**options: Any) -> None:
-    """Raises ValueError naming the first of ``options`` that is neither true nor false. Hydra reads ``yes`` and ``no``
-    as texts, and every text but an empty one counts as true."""
+    """Raises ValueError naming the first of a reader's ``options`` that is neither true nor false. Hydra reads ``yes``
+    and ``no`` as texts, and every text but an empty one counts as true."""
     for name, value in options.items():
         if not isinstance(value, bool):
             raise ValueError(f"data.{name}={value!r}; it is true or false")

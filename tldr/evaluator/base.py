@@ -130,6 +130,14 @@ def untrained(model: nn.Module, *objectives: str) -> str:
     return f"training for {' and '.join(lost)}, its objectives being {', '.join(had)}" if lost else ""
 
 
+def unfit_to_compare(model: nn.Module, *, rerank: bool = False) -> str:
+    """What a model lacks to compare pictures with texts by embeddings, or else by judging pairs; ``rerank``: both."""
+    dual = isinstance(model, DualEncoder)
+    if not (dual or isinstance(model, Matcher)):
+        return "embed_images and embed_texts, and also image_tokens and match"
+    return untrained(model, *(["itc"] if dual else []), *(["itm"] if rerank or not dual else []))
+
+
 def on_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch with its tensors on the model's device."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}

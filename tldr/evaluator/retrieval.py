@@ -27,7 +27,7 @@ from tldr.evaluator.base import (
     embed_texts,
     evaluating,
     matching,
-    untrained,
+    unfit_to_compare,
 )
 from tldr.metric.rank import hit_probability, match_all, rerank
 from tldr.pairs import Pairs
@@ -70,9 +70,7 @@ class Retrieval(Evaluator):
             return f"image_tokens and match, which rerank_k={self.rerank_k} needs (blip has them)"
         if self.rerank_k and not dual:
             return f"embed_images and embed_texts, which rerank_k={self.rerank_k} needs (rerank_k=0 matches all pairs)"
-        if not (dual or matcher):
-            return "embed_images and embed_texts, and also image_tokens and match"
-        return untrained(model, *(["itc"] if dual else []), *(["itm"] if self.rerank_k or not dual else []))
+        return unfit_to_compare(model, rerank=bool(self.rerank_k))
 
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
         """``retrieval/tr@1`` to ``ir@10``, their ``mean``, and how many ``images`` and ``texts`` there are."""

@@ -30,7 +30,7 @@ from tldr.evaluator.base import (
     embed_texts,
     evaluating,
     matching,
-    untrained,
+    unfit_to_compare,
 )
 from tldr.metric.rank import expected_rank, hit_probability, match_all, rerank
 from tldr.pairs import Pairs
@@ -87,9 +87,7 @@ class Video(Evaluator):
         dual, matcher = isinstance(model, DualEncoder), isinstance(model, Matcher)
         if self.rerank_k and not (dual and matcher):
             return f"embed_images, embed_texts, image_tokens and match, all of which rerank_k={self.rerank_k} needs"
-        if not (dual or matcher):
-            return "embed_images and embed_texts, and also image_tokens and match"
-        return untrained(model, *(["itc"] if dual else []), *(["itm"] if self.rerank_k or not dual else []))
+        return unfit_to_compare(model, rerank=bool(self.rerank_k))
 
     def check(self, model: nn.Module, pairs: Pairs) -> None:
         """Also that the pictures are frames."""

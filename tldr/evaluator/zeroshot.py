@@ -21,14 +21,13 @@ from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.evaluator.base import (
     DualEncoder,
     Evaluator,
-    Matcher,
     as_dual,
     as_matcher,
     check_matches,
     embed_texts,
     evaluating,
     matching,
-    untrained,
+    unfit_to_compare,
 )
 from tldr.metric.rank import hit_probability, match_all
 from tldr.pairs import Pairs
@@ -88,9 +87,7 @@ class Zeroshot(Evaluator):
 
     def lacks(self, model: nn.Module) -> str:
         """Embeddings, or the judgement of pairs."""
-        if not isinstance(model, DualEncoder | Matcher):
-            return "embed_images and embed_texts, and also image_tokens and match"
-        return untrained(model, "itc" if isinstance(model, DualEncoder) else "itm")
+        return unfit_to_compare(model)
 
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
         """``zeroshot/top1`` and ``top5`` in percent, and among how many ``classes``, of how many ``images``."""

@@ -90,30 +90,15 @@ def advise(
     lost = mean < -tolerance - 1e-9  # what was measured says more than the curve through it
     if lost.any():
         recommended = min(recommended, compression[compression < ratios[lost.argmax()]][-1])
-    count = len(seeds)
-    if count == 1:
-        unknown = np.full(GRID, np.nan)
-        return Curve(
-            compression,
-            difference,
-            unknown,
-            unknown,
-            tolerance,
-            recommended,
-            recommended,
-            recommended,
-            residual,
-            tuple(seeds),
-        )
-    drawn = np.random.default_rng(seed).integers(count, size=(samples, count))
-    means = mean + np.sqrt(count / (count - 1)) * (paired[drawn].mean(1) - mean)  # (B, r)
-    curves = means @ solve.T @ basis.T  # (B, G)
-    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    earliest, latest = np.percentile(_last_within(compression, curves, tolerance), [2.5, 97.5])
-    return Curve(
-        compression, difference, low, high, tolerance, recommended, float(earliest), float(latest), residual,
-        tuple(seeds),
-    )  # fmt: skip
+    count, unknown = len(seeds), np.full(GRID, np.nan)
+    low, high, earliest, latest = unknown, unknown, recommended, recommended
+    if count > 1:
+        drawn = np.random.default_rng(seed).integers(count, size=(samples, count))
+        means = mean + np.sqrt(count / (count - 1)) * (paired[drawn].mean(1) - mean)  # (B, r)
+        curves = means @ solve.T @ basis.T  # (B, G)
+        low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+        earliest, latest = map(float, np.percentile(_last_within(compression, curves, tolerance), [2.5, 97.5]))
+    return Curve(compression, difference, low, high, tolerance, recommended, earliest, latest, residual, tuple(seeds))
 
 
 def _last_within(compression: np.ndarray, curves: np.ndarray, tolerance: float) -> np.ndarray:

@@ -158,9 +158,8 @@ class Captioner(Model):
         trust = torch.ones_like(nll)
         if self.noise is not None:
             trust = self._trust(nll.detach(), tokens, mask, blind[:, 0, 0], self.noise)
-        losses = {
-            "lm": (trust * nll).sum() / (trust * words).sum().clamp_min(1e-6)
-        }  # of a batch of one, trust may vanish
+        told = (trust * words).sum().clamp_min(1e-6)  # of a batch of one, trust may vanish
+        losses = {"lm": (trust * nll).sum() / told}
         if self.quantizer is not None:
             losses["commitment"] = commitment
         if self.global_step % LOG_EVERY == 0:

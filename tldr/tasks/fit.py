@@ -73,8 +73,8 @@ class StepBar(ProgressBar):
 
 
 class StepMeter(L.Callback):
-    """Counts the FLOPs of the first few batches that are trained on, forward and backward; and ``seconds``, with those
-    of the run that was killed, which got as far as the step ``found``, in ``found_seconds``."""
+    """Counts the FLOPs of the first few batches that are trained on, forward and backward. Where a run goes on from one
+    that was killed, that one got as far as the step ``found``, in ``found_seconds``."""
 
     def __init__(self) -> None:
         self.meter = Meter()

@@ -83,11 +83,8 @@ def find_scorer(
         return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
     kind: Any = model.func
     read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
-    apart = {
-        *HOW_FAST,
-        "max_time",
-        "log_every_n_steps",
-    }  # HOW_FAST itself is in the digest: longer, all would be others
+    # Not in HOW_FAST, which itself is in the digest: were it longer, all scorers would be others.
+    apart = {*HOW_FAST, "max_time", "log_every_n_steps"}
     how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in apart}
     recipe = [kind.__qualname__, model.keywords, {**training, **dict.fromkeys(HOW_FAST, 0)}, how, seed, pool.seen]
     recipe += [_digest(pool, name) for name in read]  # which the pool's hash does not cover
