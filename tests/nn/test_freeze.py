@@ -2,6 +2,7 @@ import torch
 from torch import nn
 
 from tldr.nn.freeze import freeze_unreached
+from tldr.nn.processes import connected, gather
 
 
 class Net(nn.Module):
@@ -23,6 +24,14 @@ def test_only_what_is_not_reached_is_frozen():
     learns = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     assert learns == {"used.weight", "used.bias", "norm.weight", "norm.bias", "scale"}
     assert freeze_unreached(net, loss) == []
+
+
+def test_a_trial_asks_no_other_process(monkeypatch):
+    """They would wait for each other, and NCCL would not even take a CPU's tensors."""
+    monkeypatch.setattr("tldr.nn.processes.dist.is_initialized", lambda: True)
+    assert connected()
+    assert freeze_unreached(Net(), lambda net: loss(net) + gather(net.used.weight).sum())
+    assert connected()
 
 
 def test_the_trial_leaves_no_trace():

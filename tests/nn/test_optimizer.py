@@ -71,6 +71,14 @@ def test_a_warm_up_as_long_as_the_run():
     assert rates(warmup_steps=20)[:20] == pytest.approx([0.005 * (step + 1) for step in range(20)])
 
 
+def test_a_warm_up_that_the_run_does_not_finish_is_told(capsys):
+    """As that of a large size has, in a run of the small ones' length."""
+    rates(warmup_steps=20)
+    assert not capsys.readouterr().out
+    rates(warmup_steps=80)
+    assert "warmup_steps=80 is more than the 20 steps of the run: it ends at 25% of lr=0.1" in capsys.readouterr().out
+
+
 def test_an_unknown_schedule_is_named():
     with pytest.raises(ValueError, match=r"optimizer\.schedule='sine'; choose from cosine, linear, step, constant"):
         adamw(network(), total_steps=10, lr=0.1, schedule="sine")

@@ -255,6 +255,17 @@ def test_scorers_do_not_write_over_each_other(logger):
     assert part_of(quiet, "clip") is quiet
 
 
+def test_nor_as_csv(tmp_path):
+    logger = begin(csv_logger, name="a", group="b", save_dir=tmp_path)
+    for name, loss in (("clip", 1.0), ("", 2.0), ("blip", 3.0)):
+        part = part_of(logger, name)
+        part.log_metrics({"loss": loss}, step=3)
+        finish(part)
+    finish(logger)
+    files = {file.parent.name: file.read_text().split()[1] for file in tmp_path.glob("csv/version_0/*/metrics.csv")}
+    assert files == {"clip": "1.0,3", "main": "2.0,3", "blip": "3.0,3"}
+
+
 @pytest.mark.parametrize("name", ["a" * 200, "full-data.size-600__+model.dim-3", "my pics/x", "mödel"])
 def test_any_name_makes_an_artifact(logger, tmp_path, name):
     file = tmp_path / "model.ckpt"

@@ -95,12 +95,13 @@ def test_each_evaluator_takes_its_split_and_the_first_checkpoint_that_can(
     assert lines["retrieval/tr@1"].endswith(str(checkpoints["blip"]))
     assert said.count("pairs read") == 3  # retrieval and captioning share one
 
-    written = json.loads((tmp_path / "out" / "evaluation-retrieval-captioning-nlvr2-vqa-shapes_eval.json").read_text())
+    file = tmp_path / "out" / "evaluation-retrieval-captioning-nlvr2-vqa-shapes_eval.json"
+    written = json.loads(file.read_text())
     assert written["metrics"] == pytest.approx(numbers)
     assert written["evaluators"]["vqa"]["checkpoint"] == str(checkpoints["vqa"] / "model.ckpt")
     assert len({each["pairs"] for each in written["evaluators"].values()}) == 3
     details = {
-        name: json.loads((tmp_path / "out" / f"evaluation-{name}-shapes_eval-details.json").read_text())
+        name: json.loads((tmp_path / "out" / f"{file.stem}-{name}-details.json").read_text())
         for name in ("captioning", "nlvr2", "vqa")
     }
     assert len(details["captioning"]) == 8
@@ -131,6 +132,17 @@ def test_nor_those_of_other_options(shapes, checkpoints, evaluators, tmp_path):
     files = [file for file in (tmp_path / "out").glob("evaluation-*.json") if "details" not in file.name]
     told = [json.loads(file.read_text())["options"] for file in files]
     assert sorted(told, key=str) == sorted(options, key=str)
+
+
+def test_nor_what_was_said_in_another_company(shapes, checkpoints, evaluators, tmp_path):
+    given: dict[str, Any] = {"checkpoint": checkpoints["blip"]}
+    for names, beams in ((["captioning"], 3), (["retrieval", "captioning"], 1)):
+        asked = {name: evaluators[name] for name in names}
+        evaluate(shapes, tmp_path, evaluator=asked, **given, config={"evaluator": {"captioning": {"num_beams": beams}}})
+    reports = sorted(file for file in (tmp_path / "out").glob("evaluation-*.json") if "details" not in file.name)
+    said = [json.loads(file.read_text())["evaluators"]["captioning"]["details"] for file in reports]
+    assert len(set(said)) == len(said) == 2
+    assert all(Path(file).is_file() for file in said)
 
 
 def test_numbers_of_other_pairs_are_not_written_over(shapes, checkpoints, evaluators, tmp_path):

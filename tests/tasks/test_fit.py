@@ -1,18 +1,22 @@
 import os
 import signal
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from tldr.data.loading import transform
+from tldr.model import captioner
 from tldr.model.blip import Blip
+from tldr.model.classifier import Classifier
 from tldr.model.clip import Clip
 from tldr.pairs import Pairs
 from tldr.tasks.fit import fit
@@ -91,15 +95,62 @@ class Stop(L.Callback):
         trainer.should_stop = trainer.global_step >= 5
 
 
-def test_what_ends_early_has_not_ended(tiny_pool, tmp_path, monkeypatch):
+class StopAtEpoch(L.Callback):
+    def on_train_epoch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(("stop", "step"), [(Stop, 5), (StopAtEpoch, 12)])
+def test_what_ends_early_has_not_ended(stop, step, ema, tiny_pool, tmp_path):
     """It leaves what it can go on from, and then ends as if nothing had been."""
-    whole = train(tiny_pool, tmp_path / "whole", max_steps=14)
-    with pytest.raises(SystemExit, match=r"stopped after step 5 of 14, without a model\.ckpt; .*last\.ckpt"):
-        train(tiny_pool, tmp_path / "out", max_steps=14, trainer=partial(CPU, callbacks=[Stop()]))
+    whole = train(tiny_pool, tmp_path / "whole", max_steps=14, ema=ema)
+    with pytest.raises(SystemExit, match=rf"stopped after step {step} of 14, without a model\.ckpt; .*last\.ckpt"):
+        train(tiny_pool, tmp_path / "out", max_steps=14, ema=ema, trainer=partial(CPU, callbacks=[stop()]))
     assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["last.ckpt"]
-    found = train(tiny_pool, tmp_path / "out", max_steps=14, resume=True)
+    found = train(tiny_pool, tmp_path / "out", max_steps=14, ema=ema, resume=True)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_early_weights_are_kept_by_a_run_that_goes_on_from_their_step(tiny_pool, tmp_path):
+    labels = [["red", "blue"][row % 2] for row in range(len(tiny_pool))]
+    pairs = Pairs.build(tiny_pool.table.append_column("label", [labels]), root=tiny_pool.root)
+    image = {"backbone": "convnet", "image_size": 16, "channels": 4, "patch_size": 2}
+    model = partial(Classifier, image=image, optimizer={"lr": 1e-2}, early_steps=5)
+    with pytest.raises(SystemExit):
+        train(pairs, tmp_path, model, max_steps=7, trainer=partial(CPU, callbacks=[Stop()]))
+    assert train(pairs, tmp_path, model, max_steps=7, resume=True)["early_step"] == 5
+
+
+def test_what_is_compiled_runs_so(tiny_pool, tmp_path, monkeypatch):
+    """The counter of FLOPs, under which torch.compile gives up, is then gone."""
+    monkeypatch.setattr(Clip, "compile_networks", partialmethod(Clip.compile_networks, backend="eager"))
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
+    plain = train(tiny_pool, tmp_path, max_steps=5)
+    assert not counters["unique_graphs"]
+    compiled = train(tiny_pool, tmp_path, max_steps=5, compile=True)
+    assert counters["unique_graphs"]
+    assert list(compiled) == list(plain)
+    torch.testing.assert_close(compiled, plain)
+
+
+def test_weights_of_16_bits_are_refused(tiny_pool, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.precision=bf16-true: .* take trainer\.precision=bf16-mixed"):
+        train(tiny_pool, tmp_path, max_steps=1, trainer=partial(CPU, precision="bf16-true"))
+
+
+def test_what_is_measured_now_and_then_is_logged_at_its_step(tiny_pool, tmp_path, monkeypatch):
+    """Once, however often Lightning logs, and however many batches make a step."""
+    monkeypatch.setattr(captioner, "LOG_EVERY", 4)
+    logger, trainer = CSVLogger(tmp_path), partial(CPU, accumulate_grad_batches=2, log_every_n_steps=3)
+    train(tiny_pool, tmp_path, partial(captioner.Captioner, **TOWERS, noise_rate=0.3), max_steps=10, trainer=trainer,
+          logger=logger)  # fmt: skip
+    rows = pl.read_csv(Path(logger.log_dir) / "metrics.csv")
+    assert rows.filter(pl.col("loss").is_not_null())["step"].to_list() == [2, 5, 8]
+    for name in ("train/lm_image", "train/noise_rate"):
+        assert rows.filter(pl.col(name).is_not_null())["step"].to_list() == [0, 4, 8]
 
 
 def test_a_slurm_job_that_is_requeued_goes_on_in_its_own_folder(tiny_pool, tmp_path, monkeypatch):

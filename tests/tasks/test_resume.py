@@ -9,6 +9,8 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -22,8 +24,9 @@ from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
 from tldr.pairs import Pairs
 from tldr.report.tracking import no_logger
+from tldr.tasks import resume
 from tldr.tasks.fit import fit
-from tldr.tasks.resume import find_last, identity_of, random_state, set_random_state
+from tldr.tasks.resume import RollingCheckpoint, find_last, identity_of, random_state, set_random_state
 from tldr.tasks.scorer import find_scorer
 from tldr.tasks.train import run as train_task
 
@@ -136,6 +139,29 @@ def test_all_generators_are_restored():
 def tensors(state):
     state["numpy"][1], state["torch"] = torch.tensor(state["numpy"][1]), torch.tensor(state["torch"], dtype=torch.uint8)
     return state
+
+
+def test_processes_that_read_other_pairs_are_told(tmp_path, monkeypatch):
+    def told(answers: list, mine: str) -> None:
+        answers[:] = [mine, json.dumps({"pairs": "cd", "seed": 0})]
+
+    mine = RollingCheckpoint(tmp_path, every=0, identity={"pairs": "ab", "seed": 0})
+    mine.setup(None, None, "fit")  # pyright: ignore[reportArgumentType]  (alone there is nobody to ask)
+    monkeypatch.setattr(resume, "connected", lambda: True)
+    monkeypatch.setattr(resume.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(resume.dist, "all_gather_object", told)
+    with pytest.raises(ValueError, match=r"process 1 has other pairs than process 0.*pairs="):
+        mine.setup(None, None, "fit")  # pyright: ignore[reportArgumentType]
+
+
+def test_processes_draw_numbers_of_their_own(tmp_path):
+    drawn = []
+    for rank in (0, 1, 2, 0):
+        torch.manual_seed(3)
+        trainer: Any = SimpleNamespace(global_step=0, global_rank=rank)
+        RollingCheckpoint(tmp_path, every=0, identity={}).on_train_start(trainer, None)  # pyright: ignore
+        drawn.append(float(torch.rand(())))
+    assert len(set(drawn)) == 3
 
 
 def test_identity_is_what_decides_the_weights():

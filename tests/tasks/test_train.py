@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from tests.model.conftest import backbone, save
 from tldr.data.shapes import Shapes
@@ -23,7 +24,7 @@ from tldr.model.vqa import Vqa
 from tldr.pairs import Pairs
 from tldr.report.tracking import no_logger
 from tldr.tasks.evaluate import choose, trained_on
-from tldr.tasks.train import TASKS, next_command, refuse_processes, run
+from tldr.tasks.train import TASKS, know_the_first, next_command, refuse_processes, run
 
 ROOT = Path(__file__).parents[2]
 IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
@@ -46,6 +47,14 @@ def train(pairs: Pairs, folder: Path, model: Any, **more: Any) -> Path:
         out=folder / "out",
         **{"logger": no_logger, "max_steps": 1, "batch_size": 32, "seed": 0, "vocab_size": 200, **more},
     )
+
+
+@pytest.mark.parametrize(("machines", "machine", "rank"), [(2, "1", 1), (2, "0", 0), (1, "1", 0)])
+def test_one_machine_of_several_begins_the_loggers_run(machines, machine, rank, monkeypatch):
+    monkeypatch.setenv("NODE_RANK", machine)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    know_the_first(partial(L.Trainer, num_nodes=machines))
+    assert rank_zero_only.rank == rank  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # ---------------------------------------------------------------- the next command

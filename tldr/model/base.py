@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -76,6 +77,14 @@ class Model(L.LightningModule, ABC):
         self.log("loss", total.detach(), prog_bar=True)
         self.log_dict({f"train/{name}": loss.detach() for name, loss in losses.items()})
         return total
+
+    def log_now(self, found: Mapping[str, Tensor]) -> None:
+        """Log what is measured now and then, at this step: ``log`` would write it at the next one that is logged, and
+        once more at every such step until it is measured again."""
+        self.log_dict(dict(found), logger=False)
+        values = {name: float(value) for name, value in found.items()}
+        for logger in self.loggers:
+            cast(Logger, logger).log_metrics(values, step=self.global_step)
 
     def constants(self) -> dict[str, Tensor]:
         """Arrays that belong to the model and that selectors may ask for: a codebook."""

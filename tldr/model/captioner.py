@@ -87,6 +87,7 @@ class Captioner(Model):
         self.null_share, self.label_smoothing, self.prompt = null_share, label_smoothing, prompt
         self.noise: Tensor | None  # the share of wrong captions, as found so far; None: all are believed
         self.register_buffer("noise", None if noise_rate is None else torch.tensor(float(noise_rate)))
+        self._looked = -1  # the step at which it was last asked whether it looks
         self.prompt_length = self._tokenize([""])[0].shape[1] - 1  # tokens before the caption's first
 
     def prepare(self, captions: Sequence[str]) -> None:
@@ -162,7 +163,8 @@ class Captioner(Model):
         losses = {"lm": (trust * nll).sum() / told}
         if self.quantizer is not None:
             losses["commitment"] = commitment
-        if self.global_step % LOG_EVERY == 0:
+        if self.global_step % LOG_EVERY == 0 and self.global_step != self._looked:  # gradients may be accumulated
+            self._looked = self.global_step
             self._log_grounding(image, codes, tokens, mask)
         return losses
 
@@ -177,18 +179,20 @@ class Captioner(Model):
         doubt, count = gather(doubted[None]).sum(0)  # of all processes, which are to agree
         if count:
             noise.lerp_(doubt / count, NOISE_RATE_STEP).clamp_(0.01, 0.99)
-        if self.global_step % LOG_EVERY == 0:
-            self.log("train/noise_rate", noise)
         return torch.where(blind, torch.ones_like(trust), trust)
 
     @torch.no_grad()
     def _log_grounding(self, image: Tensor, codes: Tensor | None, tokens: Tensor, mask: Tensor) -> None:
-        """Does the decoder look? The LM loss with the right pictures, with the neighbours', and without any."""
+        """Does the decoder look? The LM loss with the right pictures, with the neighbours', and without any. How many
+        captions does it doubt, and how much of the codebook does it use?"""
         views = {"lm_image": image, "lm_shuffled": image.roll(1, 0), "lm_null": self.null.expand_as(image)}
-        for name, view in views.items():
-            self.log(f"train/{name}", self._nll(tokens, mask, view).sum() / self._words(mask).sum())
+        count = self._words(mask).sum()
+        found = {f"train/{name}": self._nll(tokens, mask, view).sum() / count for name, view in views.items()}
+        if self.noise is not None:
+            found["train/noise_rate"] = self.noise
         if self.quantizer is not None and codes is not None and self.quantizer.active:
-            self.log_dict({f"codebook/{name}": value for name, value in self.quantizer.usage(codes).items()})
+            found |= {f"codebook/{name}": value for name, value in self.quantizer.usage(codes).items()}
+        self.log_now(found)
 
     @torch.inference_mode()
     def signals(self, batch: Batch) -> dict[str, Tensor]:

@@ -140,11 +140,18 @@ class Classifier(Model):
         self.early_at = max(1, round(self.early_steps * total)) if self.early_steps < 1 else int(self.early_steps)
         if self.early_at > total:
             raise ValueError(f"model.early_steps={self.early_steps} lies behind the end of the run, step {total}")
+        self._kept = int(self.early_step) >= 0  # by what this run goes on from
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Keep the early weights when their step has been taken."""
-        if self.trainer.global_step == self.early_at != int(self.early_step):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep the early weights when their step has been taken. Not at that batch's end: what a run goes on from may
+        have been written before this hook."""
+        if not self._kept and self.trainer.global_step >= self.early_at:
             self.keep_early(self.early_at)
+            self._kept = True
+
+    def on_train_end(self) -> None:
+        """Likewise where it was the last."""
+        self.on_train_batch_start(None, 0)
 
     def keep_early(self, step: int) -> None:
         """From now on the weights of today are the early ones."""

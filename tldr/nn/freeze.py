@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from tldr.nn.processes import alone
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -28,7 +30,7 @@ def freeze_unreached(module: Module, loss: Callable[[Module], Tensor]) -> list[s
     quantizer passes no gradient otherwise): the module's own statistics, queues and random numbers stay as they are."""
     trial = copy.deepcopy(module).train()
     names, parameters = zip(*((n, p) for n, p in trial.named_parameters() if p.requires_grad), strict=True)
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), alone():
         found = torch.autograd.grad(loss(trial), parameters, allow_unused=True)
     unreached = [name for name, gradient in zip(names, found, strict=True) if gradient is None]
     own = dict(module.named_parameters())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 SCHEDULES = ("cosine", "linear", "step", "constant")
@@ -51,10 +52,16 @@ def adamw(
     ``warmup_steps`` below 1 is a share of the ``total_steps``. ``head_lr_scale`` multiplies the rate of parameters
     whose names begin with one of ``heads``. Raises ValueError naming the option and its choices.
     """
+    warm = round(warmup_steps * total_steps) if 0 < warmup_steps < 1 else int(warmup_steps)
+    if warm > total_steps:
+        rank_zero_only(print)(
+            f"optimizer.warmup_steps={warm} is more than the {total_steps} steps of the run: it ends at "
+            f"{total_steps / warm:.0%} of lr={lr}; train longer, or warm up for less (0.1: a tenth of the run)"
+        )
     factor = rate(
         schedule,
         total_steps=total_steps,
-        warmup_steps=round(warmup_steps * total_steps) if 0 < warmup_steps < 1 else int(warmup_steps),
+        warmup_steps=warm,
         floor=min_lr / lr,
         decay_rate=decay_rate,
         decay_steps=decay_steps,

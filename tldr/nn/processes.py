@@ -5,15 +5,31 @@ Shapes: B rows of this process.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_tensor_autograd
 
+_alone: ContextVar[bool] = ContextVar("a trial that others do not make", default=False)
+
 
 def connected() -> bool:
     """Are there processes to talk to?"""
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Nobody is there inside: for what a process tries by itself, perhaps on the CPU, where NCCL reaches nobody."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 def gather(x: Tensor) -> Tensor:

@@ -69,7 +69,10 @@ def begin(logger: Callable[..., Logger], *, name: str, group: str, resume: bool 
 
 
 def part_of(logger: Logger, name: str) -> Logger:
-    """Where the scorer ``name`` tells of its training: beside the others, whose steps begin at 0 too."""
+    """Where the scorer ``name`` tells of its training: beside the others, whose steps begin at 0 too. As CSV, in a
+    folder of that name."""
+    if isinstance(logger, CSVLogger):
+        return CSVLogger(logger.log_dir, name="", version=name or "main")
     run = live_run(logger.experiment)  # pyright: ignore[reportAttributeAccessIssue]
     return WandbLogger(experiment=cast(Any, run), prefix=name) if run is not None and name else logger
 

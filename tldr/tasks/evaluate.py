@@ -100,7 +100,8 @@ def run(
         numbers |= found
         told[name] = {"checkpoint": str(chosen[name]), "pairs": hashes[name], "metrics": list(found)}
         if each.details:
-            details = write_json(folder / f"evaluation-{name}-{on}-details.json", each.details)
+            of = f"{on}-details" if name == title else f"{on}-{name}-details"
+            details = write_json(folder / f"evaluation-{title}-{of}.json", each.details)
             told[name]["details"] = str(details)
             log_details(tracker.experiment, name, each.details, measured[name].root)  # pyright: ignore
 

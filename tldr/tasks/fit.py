@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -31,6 +31,7 @@ from tldr.pairs import Pairs
 from tldr.tasks.begin import Beginning
 from tldr.tasks.resume import LAST, RollingCheckpoint, find_last, save_whole
 
+BAR_EVERY = 10  # batches between looks at the loss
 CORPUS = 2_000_000  # captions that a tokenizer and keywords are learned from
 CACHED_PICTURES = 1 << 30  # bytes of decoded pictures that are kept in memory rather than decoded again every epoch
 # Of Lightning's Trainer, what the task decides, and where that is asked for.
@@ -62,9 +63,11 @@ class StepBar(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move it to the optimiser's step."""
-        if self.bar is not None:
+        if self.bar is None or self.bar.disable:
+            return
+        if batch_idx % BAR_EVERY == 0:  # a look at a number makes a GPU wait
             self.bar.set_postfix(loss=f"{float(trainer.callback_metrics['loss']):.3f}", refresh=False)
-            self.bar.update(trainer.global_step - self.bar.n)
+        self.bar.update(trainer.global_step - self.bar.n)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Close it, also when training failed."""
@@ -74,10 +77,13 @@ class StepBar(ProgressBar):
 
 class StepMeter(L.Callback):
     """Counts the FLOPs of the first few batches that are trained on, forward and backward. Where a run goes on from one
-    that was killed, that one got as far as the step ``found``, in ``found_seconds``."""
+    that was killed, that one got as far as the step ``found``, in ``found_seconds``.
 
-    def __init__(self) -> None:
-        self.meter = Meter()
+    With ``compile`` the networks are compiled afterwards: torch.compile gives up, for the whole run, on what it first
+    meets under the counter."""
+
+    def __init__(self, *, compile: bool = False) -> None:
+        self.meter, self.compile = Meter(), compile
         self.found, self.found_seconds = 0, 0.0
         self._open, self._begun, self._step = ExitStack(), time.perf_counter(), 0
 
@@ -92,9 +98,12 @@ class StepMeter(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to count."""
+        """Begin to count, or to run compiled."""
         if self.meter.counting:
             self._open.enter_context(self.meter.batch(len(batch["captions"])))
+        elif self.compile:
+            self.compile = False
+            cast(Model, pl_module).compile_networks()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -156,6 +165,12 @@ def fit(
     given: Mapping[str, Any] = getattr(trainer, "keywords", {})
     if taken := sorted(DECIDED.keys() & given):
         raise ValueError(f"trainer.{taken[0]}={given[taken[0]]}: the task decides it; set {DECIDED[taken[0]]}")
+    precision = str(given.get("precision"))
+    if precision in ("16-true", "bf16-true"):
+        raise ValueError(
+            f"trainer.precision={precision}: weights of 16 bits stand still under the small steps of averages, "
+            "teachers and codebooks; take trainer.precision=bf16-mixed"
+        )
     identity = {} if identity is None else identity
     last = find_last(folder, identity) if resume else None
     L.seed_everything(seed, workers=True, verbose=False)
@@ -187,7 +202,7 @@ def fit(
     callbacks = [*(given.get("callbacks") or ()), *callbacks]
     if given.get("enable_progress_bar", True):
         callbacks = [*callbacks, StepBar()]
-    counter = StepMeter()
+    counter = StepMeter(compile=compile)
     run = trainer(
         max_steps=max_steps,
         logger=logger or False,
@@ -205,8 +220,6 @@ def fit(
         # Buffers are not averaged: a queue's, a codebook's and BatchNorm's numbers mean nothing half-way.
         averaging = EMAWeightAveraging(device=run.strategy.root_device, use_buffers=False, decay=ema)
         run.callbacks.insert(0, averaging)  # pyright: ignore[reportAttributeAccessIssue]
-    if compile:
-        module.compile_networks()
     if last is None and run.is_global_zero:
         (folder / LAST).unlink(missing_ok=True)  # of an earlier run, which this one replaces
     with warnings.catch_warnings():
@@ -217,7 +230,6 @@ def fit(
         except SIGTERMException as error:  # it would end the program as if all had been done
             raise SystemExit(128 + signal.SIGTERM) from error
     if run.global_step < max_steps:  # trainer.max_time, or a callback of the user's
-        save_whole(run, folder / LAST)
         raise SystemExit(
             f"stopped after step {run.global_step} of {max_steps}, without a model.ckpt; the same command goes on from "
             f"{folder / LAST} (train.py with resume=true)"

@@ -46,8 +46,27 @@ class RollingCheckpoint(Checkpoint):
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A resumed run has what it began from."""
+        """A resumed run has what it began from. In a new one every process draws numbers of its own: were the same rows
+        blinded and the same words masked everywhere, a batch would have less variety than its size tells."""
         self._saved = trainer.global_step
+        if self._restored is None and trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Processes agree. Raises ValueError where one has read other pairs: what it alone could not read (a URL, a
+        network's disk) is not in its pool."""
+        if not connected():
+            return
+        told: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(told, json.dumps(self.identity, default=str))
+        for rank, other in enumerate(told):
+            if other != told[0]:
+                found, first = json.loads(other), json.loads(told[0])
+                keys = sorted(key for key in {*found, *first} if found.get(key) != first.get(key))
+                raise ValueError(
+                    f"process {rank} has other {', '.join(keys)} than process 0: perhaps one could not read a picture "
+                    "that the other read. Let select.py write the pairs once, and train on them: pairs=..."
+                )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -60,10 +79,19 @@ class RollingCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write where it is time."""
-        step = trainer.global_step
-        if self.every and step % self.every == 0 and self._saved < step < trainer.max_steps:
-            self._saved = step
+        """Write where it is time, and where training is to stop before its end: now, for when it has stopped, weights
+        that are averaged have taken the place of those to go on from."""
+        if trainer.should_stop or (self.every and trainer.global_step % self.every == 0):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Likewise where that was decided only here."""
+        if trainer.should_stop:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if self._saved < trainer.global_step < trainer.max_steps:
+            self._saved = trainer.global_step
             save_whole(trainer, self.file)
 
     def state_dict(self) -> dict[str, Any]:

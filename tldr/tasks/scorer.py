@@ -34,6 +34,8 @@ HOW_FAST = (
     "num_workers", "checkpoint_every", "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar",
     "enable_model_summary", "enable_checkpointing",
 )  # fmt: skip
+# Likewise, and apart from HOW_FAST, which itself is in a scorer's digest: were it longer, all scorers would be others.
+TEACHES_NOTHING = frozenset({*HOW_FAST, "max_time", "log_every_n_steps"})
 
 
 def pick_device(device: str) -> torch.device:
@@ -83,9 +85,7 @@ def find_scorer(
         return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
     kind: Any = model.func
     read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
-    # Not in HOW_FAST, which itself is in the digest: were it longer, all scorers would be others.
-    apart = {*HOW_FAST, "max_time", "log_every_n_steps"}
-    how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in apart}
+    how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in TEACHES_NOTHING}
     recipe = [kind.__qualname__, model.keywords, {**training, **dict.fromkeys(HOW_FAST, 0)}, how, seed, pool.seen]
     recipe += [_digest(pool, name) for name in read]  # which the pool's hash does not cover
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from tldr.selector.base import Maker, Selection, Selector, Target, check_compres
 from tldr.signal.panel import MAIN, WRITER, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
-from tldr.tasks.scorer import HOW_FAST, Scorers, pick_device, refuse_several
+from tldr.tasks.scorer import TEACHES_NOTHING, Scorers, pick_device, refuse_several
 from tldr.tasks.writer import CaptionWriter
 
 # Of the configuration, what says which pairs are kept, and with what captions.
@@ -205,11 +206,17 @@ def _refuse_to_replace(folder: Path, identity: Mapping[str, Any], config: Mappin
             _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
             for facts in (there, asked)
         )
-        how = (*HOW_FAST, ".device")
-        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not key.endswith(how))
+        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not _says_how(key))
         if other:
             told = ", ".join(f"{key}={had.get(key)}" for key in other)
             raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")
+
+
+def _says_how(key: str) -> bool:
+    """Is it of loading or of a Trainer, and moves no weight; or where something is computed?"""
+    steps = key.split(".")
+    taught = (name for group, name in pairwise(steps) if group in ("training", "trainer"))
+    return steps[-1] == "device" or any(name in TEACHES_NOTHING for name in taught)
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,7 @@ def run(
     recipe = names.get("experiment") or names["model"]
     title = "-".join([recipe, *home.parts[-2:], f"s{seed}"])
     title += "" if folder.name == f"{recipe}-s{seed}" else f"-{folder.name}"
+    know_the_first(trainer)
     tracker = begin(logger, name=title, group=of["data"], resume=resume, job_type="train", save_dir=folder)
     tracker.log_hyperparams({**(config or {}), "subset": of})
     experiment: Any = tracker.experiment  # pyright: ignore[reportAttributeAccessIssue]  (every logger has one)
@@ -157,6 +159,14 @@ def refuse_processes(trainer: Callable[..., L.Trainer]) -> None:
             f"-m and {made.world_size} processes on one machine: give one command for each run, or each a job of its "
             "own, hydra/launcher=submitit_slurm"
         )
+
+
+def know_the_first(trainer: Callable[..., L.Trainer]) -> None:
+    """Until there is a Trainer, Lightning takes a process that no launcher has numbered for the first of all, on every
+    machine; each would begin a run of the logger."""
+    machine = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+    if getattr(trainer, "keywords", {}).get("num_nodes", 1) > 1 and machine and not getattr(rank_zero_only, "rank", 0):
+        rank_zero_only.rank = machine  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def origin(names: Mapping[str, Any], subset: Pairs | None) -> dict[str, Any]:
