@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans, quotas, ranks
+from tldr.cluster import PCA, POINTS_PER_CENTROID, KMeans, faiss_seed, quotas, ranks
 
 
 @pytest.fixture
@@ -149,3 +149,10 @@ def test_quotas_give_what_is_wanted_where_they_can():
 def test_ranks_are_places_inside_the_cluster():
     label, merit = np.array([2, 0, 2, 0, 2, 5]), np.array([1.0, 3, 9, 4, 1, 0])
     assert ranks(label, merit).tolist() == [1, 1, 0, 0, 2, 0]
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 2, 2**31 - 1, 2**32 - 1])
+def test_any_seed_is_one_for_faiss(seed):
+    rows = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    assert KMeans.fit(rows, 4, seed=seed).centroids.shape == (4, 3)
+    assert 0 < faiss_seed(seed) < 2**31

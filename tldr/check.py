@@ -17,12 +17,12 @@ def check_number(
         raise ValueError(f"{key}={value!r}; {meaning}")
 
 
-def check_flag(**options: Any) -> None:
-    """Raises ValueError naming the first of a reader's ``options`` that is neither true nor false. Hydra reads ``yes``
-    and ``no`` as texts, and every text but an empty one counts as true."""
+def check_flag(group: str, /, **options: Any) -> None:
+    """Raises ValueError naming the first of the ``options`` of a ``group`` of the configuration that is neither true
+    nor false. Hydra reads ``yes`` and ``no`` as texts, and every text but an empty one counts as true."""
     for name, value in options.items():
         if not isinstance(value, bool):
-            raise ValueError(f"data.{name}={value!r}; it is true or false")
+            raise ValueError(f"{group}.{name}={value!r}; it is true or false")
 
 
 def check_seed(seed: Any) -> None:

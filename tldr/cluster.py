@@ -62,7 +62,7 @@ class KMeans:
             sample.shape[1],
             clusters,
             niter=iterations,
-            seed=seed + 1,  # faiss reads seed 0 as 'the default seed'
+            seed=faiss_seed(seed),
             spherical=spherical,
             min_points_per_centroid=1,  # small pools are legitimate: no warning
             max_points_per_centroid=POINTS_PER_CENTROID,
@@ -74,6 +74,11 @@ class KMeans:
         """(n, D) -> the nearest centroid (n,) int64 and the squared distance to it (n,) float32."""
         distance, cluster = faiss.knn(np.ascontiguousarray(rows, dtype=np.float32), self.centroids, 1)
         return cluster[:, 0], np.maximum(distance[:, 0], 0)
+
+
+def faiss_seed(seed: int) -> int:
+    """What faiss is given for a seed below 2**32: a C int, and not 0, which it reads as 'the default seed'."""
+    return (seed + 1) % 2**31 or 1
 
 
 def proportional(sizes: np.ndarray, keep: int) -> np.ndarray:

@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tldr.selector.base import Selection, Selector, at_least, keep_count
+from tldr.selector.base import Selection, Selector, at_least, inside, keep_count
 
 
 class Given(Selector):
@@ -86,6 +86,16 @@ def test_options_are_numbers_of_any_library():
     wrong: Any
     for right in (np.int64(5), np.float32(2)):
         at_least(1, clusters=right)
-    for wrong in ("abc", 0, float("nan"), None):
+    for wrong in ("abc", 0, float("nan"), None, True):
         with pytest.raises(ValueError, match=f"selector.clusters={wrong!r} must be at least 1"):
             at_least(1, clusters=wrong)
+
+
+def test_shares_lie_inside_their_bounds():
+    for right in (0, 0.5, 1):
+        inside("a share", floor=right)
+    for wrong in (-0.1, 1.1, float("nan"), "half", True, None):
+        with pytest.raises(ValueError, match=rf"selector\.floor={wrong!r}: a share, inside \[0, 1\]"):
+            inside("a share", floor=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"selector\.dedup=0: a share, inside \(0, 1\]"):
+        inside("a share", above=True, dedup=0)

@@ -130,8 +130,8 @@ def test_one_target_serves_all_steps(pool):
     inner = Near()
     with pytest.raises(ValueError, match=r"\+data@selector\.target="):
         Chain(steps=[CLIP, Chain(steps=[inner])]).check(pool)
-    Chain(steps=[CLIP, Chain(steps=[inner])], target="a reader").check(pool)
-    assert inner.target == "a reader"
+    Chain(steps=[CLIP, Chain(steps=[inner])], target=(reader := object())).check(pool)
+    assert inner.target is reader
     with pytest.raises(ValueError, match=r"one target set serves all steps; name it as selector\.target"):
         Chain(steps=[inner])
 
@@ -167,6 +167,8 @@ def test_the_same_step_twice_has_two_names(pool, signals):
         ({"steps": [CLIP], "names": ["a", "b"]}, r"selector\.names has 2 names for 1 steps"),
         ({"steps": [CLIP, BLIP], "shares": []}, r"selector\.shares=\[\]: 2 steps take 1 shares"),
         ({"steps": [CLIP, BLIP], "shares": [1.5]}, r"selector\.shares=\[1\.5\]: 2 steps take 1 shares inside"),
+        ({"steps": [CLIP, BLIP], "shares": 0.75}, r"selector\.shares=0\.75: 2 steps take 1 shares"),
+        ({"steps": [CLIP, BLIP], "shares": ["half"]}, r"selector\.shares=\['half'\]: 2 steps take 1 shares"),
         ({"steps": [CLIP, BLIP], "shares": [0]}, r"inside \(0, 1\]"),
     ],
 )

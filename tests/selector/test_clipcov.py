@@ -104,4 +104,4 @@ def test_large_pools_have_more_classes_rather_than_large_ones(pool, signals, mon
     monkeypatch.setattr(clipcov, "DENSE", 60)
     selection = ClipCov(clusters=4, rows_per_cluster=10)(pool, signals, keep=75, seed=0)
     assert len(np.unique(selection.scores["cluster"])) == 10
-    assert "selector.clusters=4 is raised to 10" in capsys.readouterr().out
+    assert "selector.clusters: 4 are raised to 10" in capsys.readouterr().out

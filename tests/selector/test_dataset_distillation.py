@@ -145,6 +145,12 @@ def test_who_is_not_drawn_is_told(pool, tmp_path):
     assert sum("not drawn in 2 iterations" in reason for reason in reasons) == N - 20
 
 
+def test_nor_who_is_left_over_in_each_order(pool, tmp_path):
+    """After a batch of 130 of 240, the other 110 are less than one: a new order begins."""
+    reasons = make(pool, tmp_path, batch_size=130).reasons
+    assert 0 < sum("not drawn in 2 iterations" in reason for reason in reasons) < N
+
+
 def test_deterministic_in_the_seed(pool, made, tmp_path):
     again, other = (make(pool, tmp_path / str(seed), seed=seed) for seed in (0, 1))
     assert again.pairs.hash == made[0].pairs.hash  # it is over the pictures' bytes too
@@ -222,6 +228,9 @@ def test_a_loss_that_grows_without_bounds_is_told(pool, tmp_path):
         ({"passes": 0}, r"selector\.passes=0 must be at least 1"),
         ({"lr": 0}, r"selector\.lr=0 must be above 0"),
         ({"caption": "a photo"}, r"selector\.caption='a photo' has no \{class\}"),
+        ({"image_size": 32.0}, r"selector\.image_size=32\.0 must be a whole number"),
+        ({"caption": 5}, r"selector\.caption=5 has no"),
+        ({"remember": "off"}, r"selector\.remember='off'; it is true or false"),
         ({"image_size": 8}, r"image_size=8 is too small for lenet: at least 16"),
     ],
 )

@@ -83,6 +83,12 @@ def test_clusters_follow_the_pool(pool, signals, target, capsys):
 def test_a_target_is_asked_for_by_its_override(pool):
     with pytest.raises(ValueError, match=r"ImageFilter chooses for a target set; name its data: \+data@selector"):
         ImageFilter().check(pool)
+    with pytest.raises(ValueError, match=r"selector\.target=flickr8k is a name alone: ImageFilter .*\+data@selector"):
+        ImageFilter(target="flickr8k").check(pool)
+
+
+def test_the_target_is_asked_for_pictures_alone():
+    assert ImageFilter(score="blip.alignment").target_needs == ("clip.embedding",)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,7 @@ def test_a_target_is_asked_for_by_its_override(pool):
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
         ({"language": "EN"}, r"selector\.language='EN': a code of ISO 639-1 in two small letters"),
         ({"language": False}, r"selector\.language=False: .* for Norwegian"),
+        ({"words": 2.5}, r"selector\.words=2\.5 must be a whole number"),
         ({"words": -1}, r"selector\.words=-1 must be at least 0"),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tldr.selector.base import Selection, Selector, best
+from tldr.selector.chain import Chain
 from tldr.selector.intersect import Intersect, Union
 from tldr.selector.random import Random
 from tldr.selector.tldr import TLDR
@@ -123,6 +124,19 @@ def test_all_scores_are_there(pool, signals, values):
         assert {"tldr.worth", "tldr_2.worth", "cluster"} < set(selection.scores)
         assert "tldr.cluster" not in selection.scores
         assert selection.scores["cluster"].max() > 5  # the first's
+
+
+def test_a_chain_whose_shares_leave_little_is_not_asked_for_more(pool, signals, values):
+    """Of 300 pairs its last step sees 150."""
+
+    def steps() -> list[Selector]:
+        return [Chain(steps=tops()["steps"], shares=[0.5]), Top("alignment")]
+
+    chain = steps()[0](pool, signals, keep=150, seed=0)
+    assert set(Intersect(steps=steps())(pool, signals, keep=40, seed=0).rows) <= set(chain.rows)
+    assert len(Union(steps=steps())(pool, signals, keep=180, seed=0).rows) == 180
+    with pytest.raises(ValueError, match=r"from 150 pairs of each, .* fewer than the 149 to keep; raise"):
+        Intersect(steps=steps())(pool, signals, keep=149, seed=0)
 
 
 def test_one_step_is_that_step(pool, signals):

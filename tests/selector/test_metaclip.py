@@ -131,7 +131,7 @@ def test_entries_come_from_a_file(pool, captions, tmp_path, name):
     [
         ({"entries": "nowhere.txt"}, r"selector\.entries=nowhere\.txt: no such file"),
         ({"entries": [""]}, r"selector\.entries is empty"),
-        ({"npmi": 30}, r"selector\.npmi=30: normalised pointwise mutual information lies inside \[-1, 1\]"),
+        ({"npmi": 30}, r"selector\.npmi=30: normalised pointwise mutual information, inside \[-1, 1\]"),
         ({"min_count": 0}, r"selector\.min_count=0 must be at least 1"),
     ],
 )

@@ -192,6 +192,8 @@ def test_errors_name_the_key(pool):
     cases: list[tuple[dict[str, Any], str]] = [
         ({"proxy": "colour"}, r"selector.proxy='colour'; choose from image_text, rotation"),
         ({"temperature": 0}, "selector.temperature=0"),
+        ({"proxy": "rotation", "image_size": 3}, "image_size=3 is too small"),
+        ({"image_size": 32.5}, r"selector\.image_size=32\.5 must be a whole number"),
         ({"parts": 0}, r"selector\.parts=0 must be at least 1"),
     ]
     for options, message in cases:

@@ -180,6 +180,7 @@ def test_a_checkpoint_that_is_none_is_named(spoken, tmp_path):
     ("options", "message"),
     [
         ({"draws": 0}, r"selector\.draws=0 must be at least 1"),
+        ({"medium": "a photo of"}, r"selector\.medium='a photo of' is one text; .*selector\.medium=\['a photo of'\]"),
         ({"clip_weight": 2}, r"selector\.clip_weight=2: a share of the sum, inside \[0, 1\]"),
     ],
 )

@@ -97,7 +97,7 @@ def test_reasons_say_what_decided(pool, signals):
     alignment, distance, worth = (selection.scores[name][row] for name in ("alignment", "distance", "worth"))
     reason = selection.reasons[row]
     assert reason.startswith(f"alignment {alignment:.3g}, at {distance:.3g} from ")
-    assert f", which fits better; worth {worth:.3g}, cut at " in reason
+    assert f", which fits no worse; worth {worth:.3g}, cut at " in reason
     assert any(f" from {uid}," in reason for uid in pool.uids.to_pylist())
     assert "the best of its cluster" in selection.reasons[first]
 

@@ -65,7 +65,6 @@ def test_uniform_is_a_draw_of_its_own_seed(pool, signals, values, store):
     counts = np.zeros(300)
     for seed in range(60):
         counts[paper(clusters=1)(pool, signals, keep=75, seed=seed).rows] += 1
-    assert counts.mean() == 15
     assert counts.std() < 6  # 3.4 for a fair draw; 26 if the same ones are kept each time
     assert np.abs(np.corrcoef(counts, values["alignment"])[0, 1]) < 0.2
     del values["alignment"]  # it does not even look

@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 from tldr.cluster import proportional
 from tldr.selector.tldr_paper import TLDRPaper
 from tldr.selector.tldr_released import TLDRReleased, on_stride
+from tldr.signal.feature import cluster
+from tldr.signal.sphere import cluster_count
 
 CONF = Path(__file__).parents[2] / "conf" / "selector"
 
@@ -75,6 +77,15 @@ def test_what_is_too_many_or_missing_goes_by_alignment(pool, signals, values, st
             assert itm[kept & ~found].min() >= itm[~kept].max()
 
 
+def test_distances_are_no_squares(pool, signals):
+    selection = TLDRReleased()(pool, signals, keep=75, seed=0)
+    clusters = cluster_count(1000, 300, 32)
+    label, square = cluster("raw", signals, clusters=clusters, seed=0)
+    assert np.array_equal(selection.scores["cluster"], label)
+    assert selection.scores["distance"] == pytest.approx(np.sqrt(square))
+    assert square.max() > 0.1
+
+
 def test_no_draw_is_made(pool, signals, monkeypatch):
     """Only the clusters depend on the seed."""
     label = np.arange(300) % 7
@@ -101,7 +112,7 @@ def test_code_ids_are_taken_as_numbers(pool, signals, monkeypatch):
     [
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
         ({"stride": 0.5}, r"selector\.stride=0\.5 must be at least 1"),
-        ({"half": 0.0}, r"selector\.half=0\.0 is the share"),
+        ({"half": 0.0}, r"selector\.half=0\.0: what image-text matching leaves"),
     ],
 )
 def test_errors_name_the_option(options, message):

@@ -204,6 +204,14 @@ def test_nearest_looks_through_all_parts(tmp_path):
     assert cosine == pytest.approx(np.ones(3), abs=1e-5)
 
 
+def test_an_embedding_of_zeros_is_nearest_to_none(tmp_path):
+    signals = Signals(tmp_path, 3)
+    signals.write_part(0, {"text_embedding": np.array([[0, 0], [1, 0], [0, 1]], np.float32)}, {})
+    rows, cosine = nearest(Panel({"clip": signals}), np.array([[2, 0], [0, 3]], np.float32))
+    assert rows.tolist() == [1, 2]
+    assert cosine.tolist() == [1, 1]
+
+
 # ------------------------------------------------------------------------------------------------ seeds, caches, errors
 
 
@@ -267,6 +275,11 @@ def test_strange_embeddings_are_refused_by_uid(given, tmp_path):
         ({"steps": 0}, r"selector\.steps=0 must be at least 1"),
         ({"mini_batch": 0}, r"selector\.mini_batch=0 must be at least 1"),
         ({"temperature": 0.0}, r"selector\.temperature=0\.0 must be above 0"),
+        ({"momentum": -1}, r"selector\.momentum=-1: a share of the step before"),
+        ({"momentum": 1.5}, r"selector\.momentum=1\.5: "),
+        ({"rate_texts": "x"}, r"selector\.rate_texts='x' must be at least 0"),
+        ({"alpha": float("nan")}, r"selector\.alpha=nan: "),
+        ({"learn_text": "no"}, r"selector\.learn_text='no'; it is true or false"),
         ({"image_size": 4}, r"selector\.image_size=4 cannot be halved selector\.depth=3 times"),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tldr.cluster import PCA
+from tldr.cluster import PCA, KMeans
 from tldr.signal import store
 from tldr.signal.feature import FEATURES, Feature, cluster
 from tldr.signal.store import Signals
@@ -175,10 +175,19 @@ def test_a_part_of_the_pool_is_clustered_alike(signals):
     assert together(planted()[1][rows], label) > 0.8
 
 
-def test_k_means_learns_from_a_sample_of_a_large_pool(tmp_path):
+def test_k_means_learns_from_a_sample_of_a_large_pool(tmp_path, monkeypatch):
     codes, scene = planted(21_000)
+    learned, fit = [], KMeans.fit
+
+    def watched(sample, *given, **options):
+        learned.append(len(sample))
+        return fit(sample, *given, **options)
+
+    monkeypatch.setattr(KMeans, "fit", watched)
     label, _ = cluster("tokens", write(tmp_path, codes, book()), clusters=20, seed=0)
     assert len(label) == 21_000
+    assert len(learned) == 1
+    assert learned[0] < 21_000
     assert together(scene[:500], label[:500]) > 0.9
 
 

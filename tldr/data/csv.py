@@ -65,7 +65,7 @@ class Csv(Reader):
             raise ValueError(
                 f"data.delimiter={delimiter!r}; it is auto, a character, or one of {', '.join(_DELIMITERS)}"
             )
-        check_flag(quotes=quotes, **({} if header == "auto" else {"header": header}))
+        check_flag("data", quotes=quotes, **({} if header == "auto" else {"header": header}))
         self.header = header
         self.quotes = quotes
         self.name = name

@@ -22,7 +22,7 @@ class Folder(Reader):
 
     def __init__(self, root: str | Path, *, lines: bool = False, name: str = "folder") -> None:
         self.root = existing_folder(root, "data.root")
-        check_flag(lines=lines)
+        check_flag("data", lines=lines)
         self.lines = lines
         self.name = name
 

@@ -35,7 +35,7 @@ class Nlvr2(Reader):
     ) -> None:
         self.annotations = existing_file(annotations, "data.annotations")
         self.root = existing_folder(self.annotations.parent if images is None else images, "data.images")
-        check_flag(directories=directories)
+        check_flag("data", directories=directories)
         self.directories = directories
         self.name = name
 

@@ -3,7 +3,7 @@ and how far they lead from where an expert went.
 
 Cazenavette et al. 2022 (arXiv 2203.11932) learn pictures with which a few steps lead as far as an expert's many on real
 data; Wu et al. (TMLR 2024, arXiv 2308.07545, section 3) do it for an image encoder and a text head at once
-(bi-trajectory); LoRS (Xu et al., ICML 2024, arXiv 2406.04793, section 3) learns besides which picture belongs to which
+(bi-trajectory); LoRS (Xu et al., ICML 2024, arXiv 2406.03793, section 3) learns besides which picture belongs to which
 text, by how much.
 
 Shapes: B pairs of a batch, E width of a given text embedding, D width of the common space, P weights of a network,

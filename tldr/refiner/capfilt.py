@@ -19,11 +19,13 @@ Shapes: n pairs of the subset.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
+from tldr.check import check_number
 from tldr.pairs import Pairs
 from tldr.refiner.base import Refiner, Writer, check_joiner, judged
 from tldr.signal.panel import MAIN
@@ -51,8 +53,8 @@ class CapFilt(Refiner):
     ) -> None:
         if both not in BOTH:
             raise ValueError(f"refiner.both={both!r}; choose from {', '.join(BOTH)}")
-        if not np.isfinite(threshold):
-            raise ValueError(f"refiner.threshold={threshold} is no cut: it is in log-odds (nats), 0 in the paper")
+        most = sys.float_info.max
+        check_number("refiner.threshold", threshold, "a cut in log-odds (nats), 0 in the paper", low=-most, high=most)
         self.scorer = MAIN if filter == NOBODY else filter
         self.needs = (f"{filter}.alignment",) if self.scorer else ()
         check_joiner(joiner)

@@ -31,6 +31,7 @@ from PIL.Image import Image
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path, write_json
+from tldr.check import check_number
 from tldr.data.images import ImageError, ImageStore
 from tldr.ledger import Meter, charge, metered
 from tldr.pairs import DIGEST, Pairs
@@ -76,9 +77,9 @@ class Paragraph(Refiner):
         options = {"max_new_tokens": max_new_tokens, **(generation or {})}
         self.captioner = DenseCaptioner(checkpoint, prompt, options, dtype=dtype)
         self.folder, self.batch_size, self.rows_per_part, self.seed = Path(folder), batch_size, rows_per_part, seed
-        for name in ("batch_size", "rows_per_part", "max_new_tokens"):
-            if locals()[name] < 1:
-                raise ValueError(f"refiner.{name}={locals()[name]} must be at least 1")
+        numbers = {"batch_size": batch_size, "rows_per_part": rows_per_part, "max_new_tokens": max_new_tokens}
+        for name, number in numbers.items():
+            check_number(f"refiner.{name}", number, "a whole number, at least 1", low=1, whole=True)
 
     def __call__(self, subset: Pairs, writer: Writer | None) -> Pairs:
         """The same pairs with paragraphs. ``writer``, the main scorer, only judges, and only in mode ``best``."""

@@ -26,23 +26,36 @@ from tldr.signal.store import Signals
 def at_least(low: float, /, **options: float) -> None:
     """Raises ValueError naming the first of a selector's ``options`` that is below ``low``."""
     for name, value in options.items():
-        if not isinstance(value, Real) or not float(value) >= low:
+        if not is_number(value) or not float(value) >= low:
             raise ValueError(f"selector.{name}={value!r} must be at least {low:g}")
 
 
 def counts(low: int, /, **options: int) -> None:
     """The same of ``options`` that are whole numbers."""
-    at_least(low, **options)
     for name, value in options.items():
-        if isinstance(value, bool) or not isinstance(value, Integral):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise ValueError(f"selector.{name}={value!r} must be a whole number")
+    at_least(low, **options)
 
 
 def above_zero(**options: float) -> None:
     """Raises ValueError naming the first of a selector's ``options`` that is no finite number above 0."""
     for name, value in options.items():
-        if not isinstance(value, Real) or not 0 < float(value) < math.inf:
+        if not is_number(value) or not 0 < float(value) < math.inf:
             raise ValueError(f"selector.{name}={value!r} must be above 0, and finite")
+
+
+def inside(meaning: str, /, *, low: float = 0.0, high: float = 1.0, above: bool = False, **options: float) -> None:
+    """Raises ValueError with the ``meaning`` of the first of a selector's ``options`` that is no number from ``low``,
+    or ``above`` it, to ``high``."""
+    for name, value in options.items():
+        if not is_number(value) or not low <= float(value) <= high or (above and value == low):
+            raise ValueError(f"selector.{name}={value!r}: {meaning}, inside {'(' if above else '['}{low:g}, {high:g}]")
+
+
+def is_number(value: object) -> bool:
+    """Is it one, NumPy's included, and not true or false?"""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def one_of(choices: Iterable[str], **options: str) -> None:
@@ -103,9 +116,10 @@ class Method:
     def check(self, pool: Pairs) -> None:
         """Before any signal is computed: raises ValueError, naming the override to add, where ``pool`` or the
         configuration lacks what the method needs (a target set, labels)."""
-        if self.needs_target and self.target is None:
+        if self.needs_target and (self.target is None or isinstance(self.target, str)):
+            told = "" if self.target is None else f"selector.target={self.target} is a name alone: "
             raise ValueError(
-                f"{type(self).__name__} chooses for a target set; name its data: +data@selector.target=flickr8k "
+                f"{told}{type(self).__name__} chooses for a target set; name its data: +data@selector.target=flickr8k "
                 "selector.target.root=..."
             )
 
@@ -143,6 +157,10 @@ class Selector(Method, ABC):
         assert len(selection.rows) == keep == len(np.unique(selection.rows)), "a selector must keep exactly `keep` rows"
         assert len(selection.reasons) == len(pool), "a selector must give a reason for every row"
         return selection
+
+    def most(self, total: int) -> int:
+        """How many of ``total`` pairs it can be asked to keep."""
+        return total
 
     @abstractmethod
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:

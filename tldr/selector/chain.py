@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Combination, Selection, Selector, Target
+from tldr.selector.base import Combination, Selection, Selector, Target, is_number
 from tldr.signal.store import Signals
 
 
@@ -50,12 +50,23 @@ class Chain(Combination):
         target: Any = None,
     ) -> None:
         super().__init__(steps=steps, names=names, target=target)
-        if shares is not None and (len(shares) != len(steps) - 1 or not all(0 < share <= 1 for share in shares)):
+        told = list(shares) if isinstance(shares, Sequence) and not isinstance(shares, str) else shares
+        if told is not None and not (
+            isinstance(told, list)
+            and len(told) == len(steps) - 1
+            and all(is_number(share) and 0 < share <= 1 for share in told)
+        ):
             raise ValueError(
-                f"selector.shares={list(shares)}: {len(steps)} steps take {len(steps) - 1} shares inside (0, 1], how "
+                f"selector.shares={told}: {len(steps)} steps take {len(steps) - 1} shares inside (0, 1], how "
                 "much of what it is given each step but the last keeps"
             )
-        self.shares = shares
+        self.shares = told
+
+    def most(self, total: int) -> int:
+        """What ``shares`` leave the last step."""
+        for share in self.shares or ():
+            total = round(total * share)
+        return total
 
     def choose(
         self,

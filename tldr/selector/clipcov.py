@@ -44,7 +44,7 @@ class ClipCov(Selector):
         image, text = (unit_rows(pool, signals, name) for name in self.needs)
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
         if clusters < (wanted := 2 * len(pool) // DENSE):  # larger classes take time by the square of their size
-            print(f"selector.clusters={self.clusters} is raised to {wanted}, for classes of about {DENSE // 2} pairs")
+            print(f"selector.clusters: {clusters} are raised to {wanted}, for classes of about {DENSE // 2} pairs")
             clusters = wanted
         both = map(np.add, in_blocks(image), in_blocks(text))
         sphere = Sphere.fit(gathered(map(unit, both), len(pool)), clusters, seed=seed)
@@ -59,7 +59,7 @@ class ClipCov(Selector):
             f"worth {w:.4g} as pick {p + 1} of class {c}, cut at {cut:.4g}; picture and caption {f:.3g}"
             for w, p, c, f in zip(worth, place, sphere.label, fit, strict=True)
         ]
-        return Selection(chosen, reasons, {"cluster": sphere.label, "worth": worth, "fit": fit})
+        return Selection(chosen, reasons, {"cluster": sphere.label, "worth": worth, "fit": fit}, worth)
 
 
 def order(image: np.ndarray, text: np.ndarray, foreign: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

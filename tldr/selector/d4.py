@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best, counts, one_of
+from tldr.selector.base import Selection, Selector, best, counts, inside, one_of
 from tldr.signal.sphere import CHOICES, Duplicates, Sphere, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -32,8 +32,7 @@ class D4(Selector):
         rows_per_cluster: int = 128,
         embedding: str = "clip.embedding",
     ) -> None:
-        if not 0 < dedup <= 1:
-            raise ValueError(f"selector.dedup={dedup}: the share kept by SemDeDup, inside (0, 1]")
+        inside("the share kept by SemDeDup", above=True, dedup=dedup)
         one_of(CHOICES, choice=choice)
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dedup_rows_per_cluster=dedup_rows_per_cluster)
         self.dedup, self.choice, self.dedup_rows_per_cluster = dedup, choice, dedup_rows_per_cluster

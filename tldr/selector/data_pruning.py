@@ -17,7 +17,7 @@ import numpy as np
 
 from tldr.cluster import ranks
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best, counts, one_of
+from tldr.selector.base import Selection, Selector, best, counts, inside, one_of
 from tldr.signal.sphere import Sphere, cluster_count, unit, unit_rows
 from tldr.signal.store import Signals
 
@@ -45,13 +45,13 @@ class DataPruning(Selector):
     ) -> None:
         one_of(SCORES, score=score)
         one_of(CHOICES, choice=choice)
-        if not 0 <= class_floor <= 1:
-            raise ValueError(f"selector.class_floor={class_floor}: a share of the equal part, inside [0, 1]")
+        inside("a share of the equal part", class_floor=class_floor)
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         self.score, self.choice, self.labels, self.class_floor = score, choice, labels, class_floor
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
-        self.scorer_options = {"classifier": {"column": labels}} if labels is not None else {}
-        self.needs = (embedding,) if score in ("prototypes", "supervised") else (f"classifier.{score}",)
+        classifies = score not in ("prototypes", "supervised")
+        self.scorer_options = {"classifier": {"column": labels}} if classifies and labels is not None else {}
+        self.needs = (f"classifier.{score}",) if classifies else (embedding,)
 
     def check(self, pool: Pairs) -> None:
         """Raises ValueError where a score needs labels and none are named, or the column is not there or has gaps."""

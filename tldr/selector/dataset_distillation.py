@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.func import functional_call
 from tqdm import tqdm
 
+from tldr.check import check_flag
 from tldr.data.export import write_pictures
 from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.ledger import metered
@@ -67,9 +68,10 @@ class DatasetDistillation(Maker):
         one_of(INITS, init=init)
         self.width = WIDTHS[network] if width is None else width
         counts(1, width=self.width, networks=networks, steps=steps, passes=passes, iterations=iterations)
-        counts(1, batch_size=batch_size)
+        counts(1, batch_size=batch_size, image_size=image_size)
+        check_flag("selector", remember=remember)
         above_zero(step_size=step_size, lr=lr)
-        if caption is not None and "{class}" not in caption:
+        if caption is not None and "{class}" not in str(caption):
             raise ValueError(f"selector.caption={caption!r} has no {{class}}; write 'a photo of a {{class}}', or null")
         NETWORKS[network](image_size=image_size, classes=2, width=self.width)  # raises where the pictures are too small
         self.labels, self.caption, self.network, self.image_size = labels, caption, network, image_size
@@ -105,9 +107,9 @@ class DatasetDistillation(Maker):
         rng = np.random.default_rng(seed)
         drawn = np.sort(rng.choice(len(pool), min(len(pool), self.iterations * self.batch_size), replace=False))
         pixels, places = self._read(pool.take(drawn)), torch.from_numpy(label[drawn])
-        learned = self._learn(pixels, places, len(classes), keep, count, seed)
+        learned, shown = self._learn(pixels, places, len(classes), keep, count, seed)
         seen = np.zeros(len(pool), bool)
-        seen[drawn] = True
+        seen[drawn[shown]] = True
         did = {True: "its distilled pictures were learned from it", False: f"not drawn in {self.iterations} iterations"}
         reasons = [f"of class {name}: {did[bool(is_seen)]}" for name, is_seen in zip(classes[label], seen, strict=True)]
         return Made(self._write(pool, classes, label, learned, folder), reasons)
@@ -138,8 +140,11 @@ class DatasetDistillation(Maker):
 
     # ------------------------------------------------------------------------------------------------ learning
 
-    def _learn(self, pixels: Tensor, labels: Tensor, classes: int, keep: int, count: int, seed: int) -> Distilled:
-        """Optimise pictures and rates; ``pixels`` (N, 3, S, S) and ``labels`` (N,) are real."""
+    def _learn(
+        self, pixels: Tensor, labels: Tensor, classes: int, keep: int, count: int, seed: int
+    ) -> tuple[Distilled, np.ndarray]:
+        """Optimise pictures and rates; ``pixels`` (N, 3, S, S) and ``labels`` (N,) are real. Also which (N,) of these
+        were seen: of each order what is less than a batch is left out."""
         generator, device = torch.Generator().manual_seed(seed), self.device
         mean, std = _moments(pixels)
         net = (
@@ -155,6 +160,7 @@ class DatasetDistillation(Maker):
         optimizer = torch.optim.Adam([images, raw], lr=self.lr, betas=(0.5, 0.999))
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, max(1, round(self.iterations / 10)), gamma=0.5)
         order, size = torch.empty(0, dtype=torch.long), min(self.batch_size, len(pixels))
+        shown = np.zeros(len(pixels), bool)
         with (
             metered(device=self.device) as meter,
             tqdm(range(self.iterations), desc="distilling", unit="iteration") as bar,
@@ -163,6 +169,7 @@ class DatasetDistillation(Maker):
                 if len(order) < size:
                     order = torch.randperm(len(pixels), generator=generator)
                 rows, order = order[:size], order[size:]
+                shown[rows.numpy()] = True
                 real = ((pixels[rows].float() / 255 - mean) / std).to(device)
                 optimizer.zero_grad()
                 total = 0.0
@@ -183,7 +190,7 @@ class DatasetDistillation(Maker):
                 schedule.step()
                 bar.set_postfix(loss=f"{total:.3f}", refresh=False)
         flat = images.detach().cpu().flatten(0, 1)
-        return Distilled(
+        distilled = Distilled(
             images=(flat * std + mean).numpy(),
             labels=own.flatten().cpu().numpy(),
             steps=np.repeat(np.arange(count), classes * each),
@@ -196,6 +203,7 @@ class DatasetDistillation(Maker):
             network=self.network,
             width=self.width,
         )
+        return distilled, shown
 
     # ------------------------------------------------------------------------------------------------ the pairs
 

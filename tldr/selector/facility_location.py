@@ -16,6 +16,7 @@ import heapq
 import faiss
 import numpy as np
 
+from tldr.cluster import faiss_seed
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, counts
 from tldr.signal.sphere import unit_rows
@@ -63,7 +64,7 @@ def graph(rows: np.ndarray, neighbours: int, *, seed: int) -> tuple[np.ndarray, 
     else:
         width, cells = rows.shape[1], int(count**0.5)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.cp.spherical, index.nprobe = seed + 1, True, PROBES
+        index.cp.seed, index.cp.spherical, index.nprobe = faiss_seed(seed), True, PROBES
         index.train(rows)
         index.add(rows)
         cosine, near = index.search(rows, neighbours + 1)

@@ -1,6 +1,7 @@
 """DataComp's image-based filter (Gadre et al. 2023, arXiv 2304.14108, section 5 and its code): cluster the pictures of
 the pool; keep the clusters that are nearest to some picture of a target set, there ImageNet's. Captions of more than
-one word and 5 characters, English, are asked for first, and clusters are learned from such pairs.
+one word and 5 characters, there English too (here with ``language=en``), are asked for first, and clusters are learned
+from such pairs.
 
 A filter keeps what it keeps: where that is more than wanted, a draw or a ``score`` chooses; where it is less, pairs of
 the clusters next in similarity to a target picture are taken back, then those whose captions break the fewest rules.
@@ -17,7 +18,7 @@ import numpy as np
 
 from tldr.data import basic
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, at_least, counts
+from tldr.selector.base import Selection, Selector, Target, counts
 from tldr.signal.sphere import Sphere, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -42,12 +43,17 @@ class ImageFilter(Selector):
         target: Any = None,
     ) -> None:
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
-        at_least(0, words=words, characters=characters)
+        counts(0, words=words, characters=characters)
         basic.check_language(language)
         self.clusters, self.rows_per_cluster, self.embedding = clusters, rows_per_cluster, embedding
         self.words, self.characters, self.language, self.score = words, characters, language, score
         self.target = target
         self.needs = (embedding, score) if score else (embedding,)
+
+    @property
+    def target_needs(self) -> tuple[str, ...]:
+        """The score is asked of the pool alone."""
+        return (self.embedding,)
 
     def check(self, pool: Pairs) -> None:
         """Raises ValueError where a language is asked for and nothing is there to tell it."""

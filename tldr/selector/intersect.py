@@ -34,8 +34,12 @@ class _Vote(Combination):
         """How many steps it takes."""
 
     @abstractmethod
-    def bounds(self, total: int, keep: int) -> tuple[int, int]:
-        """The smallest m that may give ``keep`` of ``total`` pairs, and one that surely does."""
+    def bounds(self, most: int, keep: int) -> tuple[int, int]:
+        """The smallest m that may give ``keep`` pairs, and the largest that is tried, at ``most``."""
+
+    def most(self, total: int) -> int:
+        """What all steps can be asked for."""
+        return min(step.most(total) for step in self.steps.values())
 
     def choose(
         self,
@@ -74,7 +78,8 @@ class _Vote(Combination):
                     row[:] = places[name] < depth
             return kept
 
-        low, depth = self.bounds(len(pool), keep)
+        most = self.most(len(pool))
+        low, depth = self.bounds(most, keep)
         low -= 1  # too few, from here on
         enough, before = None, None
         while depth - low > 1:
@@ -87,6 +92,11 @@ class _Vote(Combination):
         among = held(depth) if enough is None else enough
         found = among.sum(0) >= self.votes
         rows = np.flatnonzero(found)
+        if len(rows) < keep:
+            raise ValueError(
+                f"selector.steps: from {depth} pairs of each, the most that selector.shares of a chain leave, "
+                f"{len(rows)} are found, fewer than the {keep} to keep; raise the shares, or compression"
+            )
         if len(rows) > keep:
             first = (held(low) if before is None else before).sum(0) >= self.votes
             rows = np.sort(rows[np.argsort(~first[rows], kind="stable")[:keep]])
@@ -128,9 +138,9 @@ class Intersect(_Vote):
         """All of them."""
         return len(self.steps)
 
-    def bounds(self, total: int, keep: int) -> tuple[int, int]:
-        """At least ``keep`` each; with the whole pool, all are found."""
-        return keep, total
+    def bounds(self, most: int, keep: int) -> tuple[int, int]:
+        """At least ``keep`` each; where ``most`` is the whole pool, all are found with it."""
+        return keep, most
 
 
 class Union(_Vote):
@@ -141,6 +151,6 @@ class Union(_Vote):
         """One."""
         return 1
 
-    def bounds(self, total: int, keep: int) -> tuple[int, int]:
+    def bounds(self, most: int, keep: int) -> tuple[int, int]:
         """At least an equal part each; with ``keep``, one step does."""
-        return -(-keep // len(self.steps)), keep
+        return -(-keep // len(self.steps)), min(keep, most)

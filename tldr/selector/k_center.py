@@ -1,6 +1,7 @@
 """k-center (Sener & Savarese 2018, arXiv 1708.00489, algorithm 1): keep pairs so that every other has one close by.
 
-Farthest-first: the next kept is the one farthest from all kept, at most twice the best radius possible. Over N pairs
+Farthest-first: the next kept is the one farthest from all kept. In Euclidean distance, by which the order is the same,
+the radius is at most twice the best possible, in cosine distance four times; inside one part. Over N pairs
 that costs N * keep comparisons, so pools of more than ``rows_per_cluster`` pairs are divided by k-means, and the search
 runs in every part, from its most central pair to its last. The distance at which a pair is picked, its radius, only
 falls; the ``keep`` pairs with the largest radii of all parts are kept, so that all parts are covered to the same radius

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 
 from tldr.data.phrases import Phrases, ids, parts, words
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, counts
+from tldr.selector.base import Selection, Selector, counts, inside
 from tldr.signal.store import Signals
 
 
@@ -49,8 +49,7 @@ class MetaCLIP(Selector):
         npmi: float = 0.5,
     ) -> None:
         counts(1, min_count=min_count, rows_per_count=rows_per_count)
-        if not -1 <= npmi <= 1:
-            raise ValueError(f"selector.npmi={npmi}: normalised pointwise mutual information lies inside [-1, 1]")
+        inside("normalised pointwise mutual information", low=-1, npmi=npmi)
         self.entries = None if entries is None else _read(entries)
         self.min_count, self.rows_per_count, self.npmi = min_count, rows_per_count, npmi
 

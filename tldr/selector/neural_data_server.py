@@ -20,8 +20,9 @@ from tldr.atomic import atomic_path
 from tldr.cluster import POINTS_PER_CENTROID, KMeans
 from tldr.data.loading import PairsDataset
 from tldr.ledger import charge_found, metered
+from tldr.nn.convnet import ConvNet
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, Target, best, counts, one_of
+from tldr.selector.base import Selection, Selector, Target, above_zero, best, counts, one_of
 from tldr.signal.experts import PairExperts, RotationExperts
 from tldr.signal.feature import sampled
 from tldr.signal.store import Signal, Signals
@@ -50,8 +51,9 @@ class NeuralDataServer(Selector):
     ) -> None:
         one_of(PROXIES, proxy=proxy)
         counts(1, parts=parts, rows_per_part=rows_per_part, steps=steps)
-        if not temperature > 0:
-            raise ValueError(f"selector.temperature={temperature}; take a number above 0, such as 0.1")
+        counts(1, image_size=image_size)
+        ConvNet(image_size=image_size)  # raises where its pictures are too small
+        above_zero(temperature=temperature)
         self.target, self.parts, self.rows_per_part, self.proxy = target, parts, rows_per_part, proxy
         self.temperature, self.steps, self.image_size = temperature, steps, image_size
         text = ("clip.text_embedding",) if proxy == "image_text" else ()
@@ -78,14 +80,16 @@ class NeuralDataServer(Selector):
         log_weight = log_weight - np.logaddexp.reduce(log_weight)
         sizes = np.bincount(part, minlength=parts)
         noise = np.random.default_rng(seed).gumbel(size=len(pool))
-        rows, _ = best((log_weight - np.log(sizes))[part] + noise, keep)
+        draw = (log_weight - np.log(sizes))[part] + noise
+        rows, _ = best(draw, keep)
         kept = np.zeros(len(pool), bool)
         kept[rows] = True
         weight, told = np.exp(log_weight), score if self.proxy == "rotation" else -score
         name = PROXIES[self.proxy]
         words = [f"part {k} of weight {weight[k]:.2g} ({name} {told[k]:.3g})" for k in range(parts)]
         reasons = [f"{words[k]}, {'drawn' if own else 'not drawn'}" for k, own in zip(part, kept, strict=True)]
-        return Selection(rows, reasons, {"cluster": part, "weight": (weight / sizes)[part], "expert": score[part]})
+        scores = {"cluster": part, "weight": (weight / sizes)[part], "expert": score[part]}
+        return Selection(rows, reasons, scores, draw)
 
     def _divide(self, embedding: Signal, seed: int) -> tuple[np.ndarray, int]:
         """(N,) the part of every pair, and their number; no part is empty."""
@@ -128,7 +132,8 @@ class NeuralDataServer(Selector):
         named = np.frombuffer(pool.hash.encode(), np.uint8)
         file = signals.derived(self._name([rows, named], seed)) / "experts.pt"
         if file.is_file():
-            experts = RotationExperts.load(torch.load(file, weights_only=True), image_size=self.image_size)
+            state = torch.load(file, weights_only=True)
+            experts = RotationExperts.load(state, image_size=self.image_size, device=self.device)
             charge_found(file.parent)
         else:
             with metered(file.parent, device=self.device) as meter:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best, counts, one_of
+from tldr.selector.base import Selection, Selector, best, counts, inside, one_of
 from tldr.signal.sphere import CHOICES, Duplicates, cluster_count, unit_rows
 from tldr.signal.store import Signals
 
@@ -35,8 +35,8 @@ class SemDeDup(Selector):
     ) -> None:
         one_of(CHOICES, choice=choice)
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
-        if epsilon is not None and not 0 <= epsilon <= 2:
-            raise ValueError(f"selector.epsilon={epsilon}: a cosine distance, inside [0, 2], or null")
+        if epsilon is not None:
+            inside("a cosine distance, or null", high=2, epsilon=epsilon)
         self.clusters, self.rows_per_cluster, self.choice = clusters, rows_per_cluster, choice
         self.epsilon, self.embedding = epsilon, embedding
         self.needs = (embedding,)

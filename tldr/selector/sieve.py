@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from tldr.data.phrases import ids, words
 from tldr.ledger import Meter, metered
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, best, counts
+from tldr.selector.base import Selection, Selector, best, counts, inside
 from tldr.signal.store import Signals
 
 MEDIUM = ("an image of", "a photo of", "stock photo", "photo stock", "a photo", "an image", "image", "photo")
@@ -65,8 +65,11 @@ class Sieve(Selector):
         scorer: str = "clip",
     ) -> None:
         counts(1, draws=draws, batch_size=batch_size)
-        if not 0 <= clip_weight <= 1:
-            raise ValueError(f"selector.clip_weight={clip_weight}: a share of the sum, inside [0, 1]")
+        inside("a share of the sum", clip_weight=clip_weight)
+        if isinstance(medium, str):
+            raise ValueError(
+                f"selector.medium={medium!r} is one text; it is a list of phrases: selector.medium=['{medium}']"
+            )
         self.draws, self.captions, self.sentence_encoder, self.batch_size = (
             draws,
             captions,

@@ -3,7 +3,8 @@
     basic       English, more than 2 words and 5 characters, a shorter side of 200 pixels, sides as 3 to 1 at most
     text-based  English, and some word of the caption is in a vocabulary, there the names of ImageNet-21K
 
-The first needs no list and is the default; a ``vocabulary`` adds the second's rule. There, WordNet finds a word's first
+The first needs no list and is the default, but that any language passes without ``language=en``; a ``vocabulary`` adds
+the second's rule. There, WordNet finds a word's first
 meaning; here a word or phrase must stand in the caption as it stands in the list, in whatever case. A filter keeps what
 it keeps: where that is more than wanted, a draw or a ``score`` chooses; where it is less, pairs that break the fewest
 rules are taken back.
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from tldr.data import basic
 from tldr.data.phrases import Phrases
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least
+from tldr.selector.base import Selection, Selector, at_least, counts
 from tldr.signal.store import Signals
 
 
@@ -43,7 +44,7 @@ class TextFilter(Selector):
         vocabulary: str | Sequence[str] | None = None,
         score: str | None = None,
     ) -> None:
-        at_least(0, words=words, characters=characters, side=side)
+        counts(0, words=words, characters=characters, side=side)
         basic.check_language(language)
         at_least(1, aspect=aspect)
         self.words, self.characters, self.language, self.side, self.aspect = words, characters, language, side, aspect

@@ -74,7 +74,7 @@ class TLDR(Selector):
         uids = pool.uids
         reasons = [
             f"alignment {f:.3g}, "
-            + (f"at {d:.3g} from {uids[t].as_py()}, which fits better" if t >= 0 else "the best of its cluster")
+            + (f"at {d:.3g} from {uids[t].as_py()}, which fits no worse" if t >= 0 else "the best of its cluster")
             + f"; worth {w:.3g}, cut at {cut:.3g}"
             for f, d, t, w in zip(fit, distance, found.twin.tolist(), worth, strict=True)
         ]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from tldr.pairs import Pairs
-from tldr.selector.base import Selection, Selector, at_least, best, counts
+from tldr.selector.base import Selection, Selector, at_least, best, counts, inside
 from tldr.signal.feature import cluster
 from tldr.signal.sphere import cluster_count
 from tldr.signal.store import Signals
@@ -46,8 +46,7 @@ class TLDRReleased(Selector):
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster)
         if stride is not None:
             at_least(1, stride=stride)
-        if not 0 < half <= 1:
-            raise ValueError(f"selector.half={half} is the share that image-text matching leaves, inside (0, 1]")
+        inside("what image-text matching leaves", above=True, half=half)
         self.clusters, self.rows_per_cluster, self.stride, self.half = clusters, rows_per_cluster, stride, half
 
     def choose(self, pool: Pairs, signals: Signals | None, *, keep: int, seed: int) -> Selection:
@@ -55,6 +54,7 @@ class TLDRReleased(Selector):
         assert signals is not None
         clusters = cluster_count(self.clusters, len(pool), self.rows_per_cluster)
         label, distance = cluster("raw", signals, clusters=clusters, seed=seed)
+        distance = np.sqrt(np.maximum(distance, 0))  # that of tldr_paper, not its square
         itm = signals["blip.alignment"].read().astype(np.float32)
         top = np.zeros(len(pool), bool)
         rows, cut = best(itm, max(1, round(self.half * len(pool))))

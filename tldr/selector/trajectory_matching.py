@@ -4,7 +4,7 @@ where an expert's many steps on the pool lead (Wu et al., TMLR 2024, arXiv 2308.
 Experts train a small dual encoder on the pool: a convolutional net on its pictures, a head on *frozen* embeddings of
 its captions (the source's is BERT, ours ``clip.text_embedding``). Then, again and again, a student starts where some
 expert was, takes ``steps`` steps on the learned pairs, and these and its step sizes are moved so that it comes nearer
-to where the expert was ``expert_epochs`` later. ``similarity="lors"`` (LoRS, Xu et al., ICML 2024, arXiv 2406.04793)
+to where the expert was ``expert_epochs`` later. ``similarity="lors"`` (LoRS, Xu et al., ICML 2024, arXiv 2406.03793)
 learns besides how much each picture belongs to each text, at low rank.
 
 What is made are pairs like any others: a PNG, and the caption of the pool whose embedding is nearest to the learned
@@ -34,13 +34,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tldr.atomic import atomic_path
+from tldr.check import check_flag
 from tldr.data.export import write_pictures
 from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.ledger import Meter, charge_found, metered
 from tldr.nn.trajectory import Dual, Loss, Weights, contrastive, graded, low_rank, matching_loss, step, unroll
 from tldr.nn.vision import CLIP_MEAN, CLIP_STD
 from tldr.pairs import DIGEST, Pairs, derive_uid
-from tldr.selector.base import Made, Maker, above_zero, counts, one_of
+from tldr.selector.base import Made, Maker, above_zero, at_least, counts, inside, one_of
+from tldr.signal.sphere import unit
 from tldr.signal.store import Signals
 
 SIMILARITIES = ("identity", "lors")
@@ -90,6 +92,10 @@ class TrajectoryMatching(Maker):
         given = dict(locals())
         counts(1, **{name: given[name] for name in COUNTS})
         above_zero(temperature=temperature, expert_rate=expert_rate, rate_images=rate_images)
+        at_least(0, rate_texts=rate_texts, rate_steps=rate_steps, rate_similarity=rate_similarity)
+        inside("a share of the step before", high=0.999, momentum=momentum)
+        inside("a factor of LoRS's similarities", low=-1e6, high=1e6, alpha=alpha)
+        check_flag("selector", learn_text=learn_text)
         if image_size < 2**depth:
             raise ValueError(f"selector.image_size={image_size} cannot be halved selector.depth={depth} times")
         self.network = {"image_size": image_size, "width": width, "depth": depth, "dim": dim}
@@ -132,6 +138,8 @@ class TrajectoryMatching(Maker):
         words = hashlib.blake2b(texts.tobytes(), digest_size=8).hexdigest()
         size = self.network["image_size"]
         recipe = [self.network, self.expert_batch, self.expert_rate, self.temperature, pool.hash, words, seed]
+        kind = torch.device(self.device).type
+        recipe += [kind] * (kind != "cpu")  # a CPU's make the same again, to the bit
         digest = hashlib.blake2b(json.dumps(recipe).encode(), digest_size=8).hexdigest()
         shown, taught = signals.derived(f"pictures-{size}-{pool.hash}"), signals.derived(f"experts-{digest}")
         shown.mkdir(parents=True, exist_ok=True)
@@ -291,15 +299,14 @@ class TrajectoryMatching(Maker):
 def nearest(signals: Signals, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n,) for each of ``texts`` (n, E), the row of the pool whose text embedding has the highest cosine with it, and
     that cosine; the first of equals."""
-    texts, start = texts / np.linalg.norm(texts, axis=1, keepdims=True), 0
+    texts, start = unit(texts), 0
     rows, cosines = np.zeros(len(texts), np.int64), np.full(len(texts), -np.inf, np.float32)
     for chunk in signals[TEXT].chunks():
-        part = chunk.astype(np.float32)
-        scores = texts @ (part / np.linalg.norm(part, axis=1, keepdims=True)).T
+        scores = texts @ unit(chunk).T
         best = scores.argmax(1)
         found = scores[np.arange(len(texts)), best]
         rows, cosines = np.where(found > cosines, start + best, rows), np.maximum(cosines, found)
-        start += len(part)
+        start += len(chunk)
     return rows, cosines
 
 

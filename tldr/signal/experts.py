@@ -84,14 +84,16 @@ class RotationExperts:
         return {f"{k}/{key}": v.cpu() for k, net in enumerate(self.networks) for key, v in net.state_dict().items()}
 
     @classmethod
-    def load(cls, state: dict[str, Tensor], *, image_size: int, channels: int = 16) -> RotationExperts:
+    def load(
+        cls, state: dict[str, Tensor], *, image_size: int, channels: int = 16, device: torch.device | str = "cpu"
+    ) -> RotationExperts:
         """The experts of a `state`."""
         count = 1 + max(int(key.partition("/")[0]) for key in state)
         networks = [_rotation_network(image_size, channels) for _ in range(count)]
         for k, network in enumerate(networks):
             own = {key.partition("/")[2]: value for key, value in state.items() if key.startswith(f"{k}/")}
             network.load_state_dict(own)
-        return cls([network.eval() for network in networks])
+        return cls([network.eval().to(device) for network in networks])
 
 
 class PairExperts:
