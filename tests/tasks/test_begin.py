@@ -12,6 +12,7 @@ from tldr.model.classifier import Classifier
 from tldr.model.clip import Clip
 from tldr.model.vilt import Vilt
 from tldr.tasks.begin import Beginning
+from tldr.tasks.scorer import refuse_chance
 
 IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
 TEXT = {"width": 16, "depth": 1, "heads": 2, "max_length": 48}
@@ -92,6 +93,27 @@ def test_a_tower_of_another_model_begins_and_the_rest_is_named(tiny_checkpoint, 
     said = capsys.readouterr().out.partition("beginning anew: ")[2]
     assert "matcher.weight" in said
     assert "encoders.image.vit" not in said
+
+
+def test_what_rests_on_weights_of_chance_is_no_signal(tiny_checkpoint, tmp_path):
+    """What a scorer begun from another model says may be decided by what that does not have."""
+    blip = Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER, queue_size=0), tiny_checkpoint)
+    judge = blip.build(blip.tokenizer)
+    assert {"matcher.weight", "matcher.bias"} <= set(judge.unlearned(["alignment"]))
+    with pytest.raises(
+        ValueError, match=r"scorers\.blip\.checkpoint lacks .* behind alignment: .* train\.py model="
+    ):
+        refuse_chance(judge, ["alignment"], "scorers.blip.checkpoint")
+    assert not Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER)).build(blip.tokenizer).unlearned(["alignment"])
+
+    published = save(judge, tmp_path / "blip")  # as BLIP's captioner is published: without null picture and codebook
+    quantizer = {"codebook_size": 4, "init": "random"}
+    model = partial(Captioner, image=IMAGE, text=TEXT, optimizer=OPTIMIZER, quantizer=quantizer)
+    captioner = Beginning(model, published)
+    writes = captioner.build(captioner.tokenizer)
+    assert "null" in writes.unlearned(["alignment"])
+    assert writes.unlearned(["codes"]) == ["the codebook"]
+    assert writes.unlearned(["embedding", "tokens"]) == []
 
 
 def test_a_picture_size_needs_a_tower(tiny_checkpoint):

@@ -86,6 +86,8 @@ def test_a_checkpoint_of_the_ecosystem_scores(command, project):
     said = command(f"python select.py selector=clip_score scorers.clip.checkpoint={folder} out=kept {QUICK}")
     assert "training Clip" not in said
     assert len(Pairs.open(project / "kept")) == 80
+    said = command(f"python select.py selector=clip_score checkpoint={folder} out=other {QUICK}")
+    assert "it is the captioner's, whom selector=clip_score does not ask; its scorer is that of scorers.clip" in said
 
 
 def test_steps_share_what_their_scorers_say(command, project):
@@ -220,6 +222,8 @@ def test_a_scorer_of_another_trainer_is_another_scorer(command, project):
         ("seed=-1", "seed=-1; a whole number from 0"),
         ("refiner=append writer=nowhere.ckpt", "nowhere.ckpt"),
         ("selector=chain selector.steps=[tldr,clip_score] scorers.clip.checkpoint=nowhere.ckpt", "nowhere.ckpt"),
+        ("model=captioner", "needs codes, which a Captioner does not give (it gives embedding, alignment, tokens)"),
+        ("selector=norm_sim selector.target=shapes_eval", "selector.target=shapes_eval is a name alone"),
     ],
 )
 def test_what_is_wrong_is_known_before_a_scorer_is_trained(command, asked, answer):

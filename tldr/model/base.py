@@ -7,8 +7,9 @@ Loading runs no pickled code (``weights_only``)."""
 from __future__ import annotations
 
 import importlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
@@ -39,6 +40,9 @@ class Model(L.LightningModule, ABC):
     compiled: tuple[type[nn.Module], ...] = (ImageEncoder, TextTransformer)  # networks worth compiling; a backbone's
     image_size: int
     resize_mode: str = "squash"  # how pictures become squares of that size: see `tldr.nn.vision.ImageEncoder`
+    # What `signals` gives, and by what their names match, the weights behind each.
+    signal_weights: ClassVar[Mapping[str, str]] = {}
+    left_to_chance: tuple[str, ...] = ()  # of the parameters, where it began from a checkpoint that has not all
     indivisible: str = ""  # what of it runs its layers more often for one batch than for another, and so not by FSDP
 
     def __init__(self, *, optimizer: Mapping[str, Any]) -> None:
@@ -57,6 +61,16 @@ class Model(L.LightningModule, ABC):
 
     def prepare_rows(self, count: int) -> None:
         """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
+
+    @classmethod
+    def signals_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of what `signals` gives, of a model with such arguments; none: not known before it is asked."""
+        return tuple(cls.signal_weights)
+
+    def unlearned(self, signals: Iterable[str]) -> list[str]:
+        """What is behind these signals that nobody has trained."""
+        behind = [self.signal_weights[name] for name in signals if name in self.signal_weights]
+        return [name for name in self.left_to_chance if any(re.match(pattern, name) for pattern in behind)]
 
     def configure_model(self) -> None:
         """What has to know of all processes: parts that ``share`` (a codebook) become theirs together, and the weights

@@ -18,7 +18,7 @@ batch and those in the queue), L image tokens, T text tokens, D width, E embeddi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ from tldr.nn.vision import ImageEncoder
 
 OBJECTIVES = ("itc", "itm", "lm")
 TEMPERATURES = (0.001, 0.5)
+ENCODING = r"encoders\.text\.(?!head|.*decoder_attention)"  # what reads texts, and not what writes them
 
 
 class Blip(Model):
@@ -59,6 +60,12 @@ class Blip(Model):
     passes next to nothing of a picture through a narrow one; and negatives that are drawn evenly at first, and only
     after ``negative_ramp`` of the run by the full ITC logits.
     """
+
+    signal_weights: ClassVar[Mapping[str, str]] = {
+        "embedding": r"encoders\.image",
+        "alignment": rf"encoders\.image\.|{ENCODING}|matcher",
+        "itc": rf"encoders\.image|encoders\.text_projection|{ENCODING}",
+    }
 
     def __init__(
         self,

@@ -22,8 +22,8 @@ Shapes: B pairs, L image tokens, T text tokens, D width, K codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,13 @@ class Captioner(Model):
     ``noise_rate`` is where the share of wrong captions begins (None: none is thought wrong); ``init_std`` is the spread
     of the decoder's weights (BERT's 0.02 is made for a width of 768; a narrow one wants about 1 / sqrt(width)).
     """
+
+    signal_weights: ClassVar[Mapping[str, str]] = {
+        "codes": "image_encoder|quantizer",
+        "embedding": "image_encoder",
+        "alignment": "",
+        "tokens": "$",
+    }
 
     def __init__(
         self,
@@ -89,6 +96,17 @@ class Captioner(Model):
         self.register_buffer("noise", None if noise_rate is None else torch.tensor(float(noise_rate)))
         self._looked = -1  # the step at which it was last asked whether it looks
         self.prompt_length = self._tokenize([""])[0].shape[1] - 1  # tokens before the caption's first
+
+    @classmethod
+    def signals_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Codes where there is a codebook."""
+        found = super().signals_of(arguments)
+        return found if arguments.get("quantizer") is not None else tuple(name for name in found if name != "codes")
+
+    def unlearned(self, signals: Iterable[str]) -> list[str]:
+        """Before a codebook begins all codes are 0."""
+        waits = "codes" in signals and self.quantizer is not None and not self.quantizer.active
+        return [*super().unlearned(signals), *["the codebook"] * waits]
 
     def prepare(self, captions: Sequence[str]) -> None:
         """Find the keywords that the codebook begins from."""

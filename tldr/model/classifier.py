@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ class Classifier(Model):
     can then stay in memory; the loader's ``augment`` may come before. ``count`` is N, which training finds out."""
 
     learns_tokenizer = False
+    signal_weights: ClassVar[Mapping[str, str]] = dict.fromkeys(("el2n", "grand", "forgetting", "embedding"), "")
     early_step: Tensor
     trained_on: Tensor
     presented: Tensor

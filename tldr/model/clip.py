@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,9 @@ LOSSES = ("infonce", "siglip")
 POOLINGS = ("mean", "end")
 
 
+TEXT_WEIGHTS = r"text_(?!encoder\.head)"  # the head writes, and is not asked
+
+
 class Clip(Model):
     """Dual encoder. ``image`` and ``text`` are the arguments of `ImageEncoder` and `TextTransformer`;
     ``tokenizer`` is a `Tokenizer` as JSON.
@@ -37,6 +40,12 @@ class Clip(Model):
     ``text_pooling``: the ``mean`` of the tokens, or the ``end`` token, as published, where the text is ``causal``: no
     token sees those after it. ``bias`` is where the bias of ``loss=siglip`` begins (published, as temperature=0.1).
     """
+
+    signal_weights: ClassVar[Mapping[str, str]] = {
+        "embedding": "image_",
+        "text_embedding": TEXT_WEIGHTS,
+        "alignment": f"image_|{TEXT_WEIGHTS}",
+    }
 
     def __init__(
         self,

@@ -86,6 +86,7 @@ class Beginning:
             left = fresh if left is None else [name for name in left if name in set(fresh)]
         if left:
             print(f"beginning anew: {', '.join(sorted(left))}")
+            module.left_to_chance = tuple(sorted(left))
         return module
 
 

@@ -22,7 +22,7 @@ from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
 from tldr.report.tracking import part_of
 from tldr.signal.extract import fingerprint
-from tldr.signal.panel import MAIN, Panel, scorers_of
+from tldr.signal.panel import MAIN, WRITER, Panel, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.begin import Beginning
 from tldr.tasks.fit import fit
@@ -106,6 +106,17 @@ def find_scorer(
     return load_model(file), file
 
 
+def refuse_chance(model: Model, signals: Iterable[str], key: str) -> None:
+    """Raises ValueError where what ``model``, the checkpoint of ``key``, says would rest on weights that nobody has
+    trained: a published one may lack a head, a captioner of others the null picture and a codebook."""
+    if lacking := model.unlearned(signals):
+        told = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise ValueError(
+            f"{key} lacks {told}, behind {', '.join(sorted(signals))}: chance would decide. Train it first, python "
+            f"train.py model=... init_from=... balance=0.5, and give what is written as {key}"
+        )
+
+
 def _digest(pool: Pairs, column: str) -> str:
     """Of a column's values."""
     values = pool.table[column].to_pylist() if column in pool.table.column_names else []
@@ -159,6 +170,7 @@ class Scorers:
         names: Iterable[str],
         recipes: Mapping[str, Mapping[str, Any]],
         *,
+        needs: Iterable[str] = (),
         extraction: Mapping[str, Any],
         training: Mapping[str, Any],
         asked: Mapping[str, Mapping[str, Any]],
@@ -167,8 +179,8 @@ class Scorers:
     ) -> Scorers:
         """Those of ``names``: each of ``recipes`` has `find_scorer`'s model, and perhaps checkpoint, and what differs
         from ``training``; ``asked`` are the arguments of models that the selector insists on. The main one is watched
-        by ``callbacks``. Raises ValueError for a name without recipe, or a checkpoint that was made with other
-        arguments than are asked."""
+        by ``callbacks``. Raises ValueError for a name without recipe, a checkpoint that was made with other arguments
+        than are asked, and for a model that does not give the signals that ``needs`` names."""
         models: dict[str, Model] = {}
         files: dict[str, Path] = {}
         if unknown := sorted(set(names).difference(recipes)):
@@ -182,7 +194,12 @@ class Scorers:
             watch = callbacks if name == MAIN else ()
             if name in asked:
                 recipe["model"] = partial(recipe["model"].func, **{**recipe["model"].keywords, **asked[name]})
+            wanted = [need.rpartition(".")[2] for need in needs if scorers_of([need]) == [name]]
+            gives = _gives(recipe["model"])
+            if not recipe["checkpoint"] and gives and (missing := sorted(set(wanted).difference(gives))):
+                raise ValueError(_not_given(name, recipe["model"].func.__name__, missing, gives))
             model, files[name] = find_scorer(pool, **recipe, **own, callbacks=watch, name=name)
+            refuse_chance(model, wanted, f"scorers.{name}.checkpoint" if name not in (MAIN, WRITER) else "checkpoint")
             for key, value in asked.get(name, {}).items():
                 if (has := getattr(model, key)) != value:
                     raise ValueError(
@@ -195,11 +212,23 @@ class Scorers:
         """What those say that are asked. Raises ValueError where one does not give what is needed."""
         asked = scorers_of(needs)
         panel = Panel({name: score(pairs, self.models[name], name=name, **self.extraction) for name in asked})
-        if missing := [name for name in needs if name not in panel]:
-            kinds = ", ".join(type(self.models[name]).__name__ for name in asked)
-            other = [f"another scorers.{name}.checkpoint=..." for name in scorers_of(missing) if name]
-            raise ValueError(
-                f"the selector needs {', '.join(missing)}, which {kinds} does not give (it gives {', '.join(panel)}); "
-                f"give {' and '.join(other or ['a VQ-VLM as checkpoint=..., or another selector.feature'])}"
-            )
+        for name in asked:
+            given = [found.rpartition(".")[2] for found in panel if scorers_of([found]) == [name]]
+            missing = [need.rpartition(".")[2] for need in needs if scorers_of([need]) == [name] and need not in panel]
+            if missing:
+                raise ValueError(_not_given(name, type(self.models[name]).__name__, missing, given))
         return panel
+
+
+def _gives(model: partial[Model]) -> tuple[str, ...]:
+    kind: Any = model.func
+    return kind.signals_of(model.keywords) if hasattr(kind, "signals_of") else ()
+
+
+def _not_given(name: str, kind: str, missing: Iterable[str], given: Iterable[str]) -> str:
+    """What is told where a scorer is of another kind."""
+    remedy = f"give another scorers.{name}.checkpoint=..."
+    if not name:
+        remedy = "take model=vqvlm, a VQ-VLM's checkpoint=..., or, if codes are missing, selector.feature=embedding"
+    lacks = f"the selector needs {', '.join(missing)}, which a {kind} does not give"
+    return f"{lacks} (it gives {', '.join(given)}); {remedy}"

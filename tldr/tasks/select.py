@@ -130,10 +130,16 @@ def run(
     judges = Scorers.find(
         pool, {*scorers_of((*selector.needs, *refiner.needs)), *writing},
         {MAIN: {"model": model, "checkpoint": checkpoint}, WRITER: {"model": model, "checkpoint": writer},
-         **(scorers or {})}, extraction=extraction,
+         **(scorers or {})}, needs=(*selector.needs, *refiner.needs), extraction=extraction,
         training=training, asked=selector.scorer_options, trainer=trainer, seed=seed, cache=cache, ledger=ledger,
         logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip
+    if checkpoint and MAIN not in judges.files:
+        others = ", ".join(f"scorers.{name}.checkpoint=" for name in judges.files if name != WRITER)
+        print(
+            f"checkpoint={checkpoint} is not read: it is the captioner's, whom selector={names['selector']} does not "
+            f"ask{f'; its scorer is that of {others}' * bool(others)}"
+        )
     provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
     writers = {  # first: a scorer that cannot write should not cost an extraction
         name: CaptionWriter({**judges.models, MAIN: judges.models[name]}, **extraction, cache=cache, seed=seed,

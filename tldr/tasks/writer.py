@@ -25,6 +25,7 @@ from tldr.model.base import Model
 from tldr.pairs import Pairs
 from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN
+from tldr.tasks.scorer import refuse_chance
 from tldr.tasks.spread import Aligning, Spread, Tally, Writing
 
 
@@ -87,6 +88,8 @@ class CaptionWriter:
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
         """(n,) alignment of each pair's caption with its picture, by the scorer of that name."""
+        key = f"scorers.{scorer}.checkpoint" if scorer else "the captioner's checkpoint"
+        refuse_chance(self.scorers[scorer], ["alignment"], key)
         task = Aligning.of(self.scorers[scorer], pairs, self.cache, **self.loading)
         parts = range(len(task.parts))
         tallies = self._run(task, parts, f"aligning captions {scorer}".strip())
