@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tldr.pairs import DIGEST, Pairs, derive_uid
+from tldr.pairs import DIGEST, Pairs, derive_uid, home_of
 
 N = 200
 COLUMNS = {
@@ -344,3 +344,9 @@ def test_answers_about_unread_pictures_are_filed_by_their_root():
     assert here.seen != there.seen
     read = [Pairs.build({**columns, "image_digest": ["ab"]}, root=root) for root in ("here", "there")]
     assert read[0].seen == read[1].seen == read[0].hash
+
+
+def test_a_file_beside_the_pairs_is_no_folder_of_them(tmp_path):
+    (tmp_path / "annotations.json").write_text("[]")
+    with pytest.raises(ValueError, match=rf"json: give the folder that select\.py has written, {tmp_path}"):
+        home_of(tmp_path / "annotations.json")

@@ -53,7 +53,10 @@ def derive_uid(image: str, caption: str | bytes, repeat: int = 0) -> str:
 
 
 def home_of(path: str | Path) -> Path:
-    """The folder that `Pairs.open` reads: ``path``, or where the file of that name lies."""
+    """The folder that `Pairs.open` reads: ``path``, or where the file of that name lies. Raises ValueError for another
+    file, such as the annotations beside it."""
+    if Path(path).is_file() and Path(path).suffix != ".arrow":
+        raise ValueError(f"pairs={path}: give the folder that select.py has written, {Path(path).parent}")
     return Path(path).parent if Path(path).suffix == ".arrow" else Path(path)
 
 

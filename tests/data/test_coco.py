@@ -94,6 +94,16 @@ def test_sentences_that_are_no_list_are_no_files_of_karpathy(tmp_path, sentences
         list(Coco(tmp_path / "a.json").rows())
 
 
+def test_test_pictures_among_all_are_told(tmp_path, capsys):
+    """Who reduces and trains on all of them has nothing to test on."""
+    file = write(tmp_path / "dataset_coco.json", KARPATHY)
+    list(Coco(file, split="train").rows())
+    assert not capsys.readouterr().out
+    list(Coco(file).rows())
+    assert "dataset_coco.json: 1 pictures of restval, 1 pictures of test, " in (said := capsys.readouterr().out)
+    assert "data.split=train leaves val and test to be tested on" in said
+
+
 def test_karpathys_flickr8k_has_no_folders(tmp_path):
     images = [{"filename": "a.jpg", "imgid": 0, "split": "train", "sentences": [{"raw": "x ", "sentid": 5}]}]
     images += [{"filename": "b.jpg", "imgid": 1, "split": "train", "sentences": []}]

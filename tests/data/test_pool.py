@@ -68,7 +68,7 @@ def test_what_is_read_is_kept_or_quarantined_with_its_reason(tmp_path, listed, p
     assert captions[b"caf\xe9"] == derive_uid("a.jpg", b"caf\xe9")
     assert len(set(captions.values())) == len(captions) == 11
     assert pq.read_table(tmp_path / "out" / "quarantine.parquet").equals(pool.quarantine)
-    assert pool.summary().startswith("14 pairs read, 3 kept, 11 quarantined\n")
+    assert pool.summary().startswith("14 pairs read, 3 in the pool, 11 quarantined\n")
 
 
 def test_too_much_bad_stops_with_all_a_person_needs(tmp_path, listed, picture):

@@ -237,3 +237,12 @@ def test_batch_norms_travel_too(tmp_path):
     encoder = ImageEncoder(**IMAGE)
     assert initialise(encoder, read(save(clip, tmp_path / "clip"), "ImageEncoder")) == []
     assert encoder.vit.patch_embed.stem[1].running_mean.tolist() == [3.0] * 8
+
+
+def test_openclips_files_are_told(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"is in OpenCLIP's own format; the same model in transformers' is read"):
+        read(tmp_path, "Clip")
+    torch.save({"state_dict": {"module.visual.proj": torch.zeros(1)}}, tmp_path / "epoch_latest.pt")
+    with pytest.raises(ValueError, match=r"is not a checkpoint of tldr's but OpenCLIP's"):
+        read(tmp_path / "epoch_latest.pt", "Clip")

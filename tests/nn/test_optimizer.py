@@ -79,6 +79,11 @@ def test_a_warm_up_that_the_run_does_not_finish_is_told(capsys):
     assert "warmup_steps=80 is more than the 20 steps of the run: it ends at 25% of lr=0.1" in capsys.readouterr().out
 
 
+def test_a_rate_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer\.lr=0; the highest rate, above 0"):
+        rates(lr=0)
+
+
 def test_an_unknown_schedule_is_named():
     with pytest.raises(ValueError, match=r"optimizer\.schedule='sine'; choose from cosine, linear, step, constant"):
         adamw(network(), total_steps=10, lr=0.1, schedule="sine")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,20 @@ def finished(pool, tmp_path):
     bad = {"uid": ["torn"], "image": ["t.png"], "caption": [b"caf\xe9"], "stage": ["image"], "error": ["cut short"]}
     pq.write_table(pa.table(bad), folder / "quarantine.parquet")
     return folder, cache
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_picture_or_a_key_stands_for_its_pairs(pool, finished, gone):
+    """Whoever looks at pictures knows names, and not uids; without the cache those of kept pairs are known."""
+    folder, cache = finished
+    image = pool.images[35].as_py()
+    if gone:
+        shutil.rmtree(cache)
+    for name in (image, image.rpartition("/")[2]):
+        assert "pair-0035 was kept" in explained(folder, name, cache=cache)
+    keyed = pool.with_column("key", [f"{row:09}" for row in range(40)])
+    keyed.write(folder if gone else cache / "pools" / pool.hash)
+    assert explained(folder, "000000003", cache=cache).startswith("pair-0003 was dropped")
 
 
 def test_a_dropped_pair(finished):

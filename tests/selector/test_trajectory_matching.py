@@ -14,8 +14,9 @@ from PIL import Image
 from tldr.nn.trajectory import Dual, Weights, contrastive, step
 from tldr.pairs import Pairs, derive_uid
 from tldr.selector import trajectory_matching
-from tldr.selector.trajectory_matching import MEAN, STD, TrajectoryMatching, nearest
+from tldr.selector.trajectory_matching import MEAN, STD, TrajectoryMatching
 from tldr.signal.panel import Panel
+from tldr.signal.sphere import nearest
 from tldr.signal.store import Signals
 
 N, E, KEEP = 320, 12, 8
@@ -199,7 +200,7 @@ def test_nearest_looks_through_all_parts(tmp_path):
     signals = Signals(tmp_path, 5000)
     for number in range(2):
         signals.write_part(number, {"text_embedding": texts[number * 4096 :][:4096]}, {})
-    rows, cosine = nearest(Panel({"clip": signals}), 3 * texts[[4500, 7, 4096]])
+    rows, cosine = nearest(signals["text_embedding"], 3 * texts[[4500, 7, 4096]])
     assert rows.tolist() == [4500, 7, 4096]
     assert cosine == pytest.approx(np.ones(3), abs=1e-5)
 
@@ -207,7 +208,7 @@ def test_nearest_looks_through_all_parts(tmp_path):
 def test_an_embedding_of_zeros_is_nearest_to_none(tmp_path):
     signals = Signals(tmp_path, 3)
     signals.write_part(0, {"text_embedding": np.array([[0, 0], [1, 0], [0, 1]], np.float32)}, {})
-    rows, cosine = nearest(Panel({"clip": signals}), np.array([[2, 0], [0, 3]], np.float32))
+    rows, cosine = nearest(signals["text_embedding"], np.array([[2, 0], [0, 3]], np.float32))
     assert rows.tolist() == [1, 2]
     assert cosine.tolist() == [1, 1]
 

@@ -100,9 +100,7 @@ def test_what_rests_on_weights_of_chance_is_no_signal(tiny_checkpoint, tmp_path)
     blip = Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER, queue_size=0), tiny_checkpoint)
     judge = blip.build(blip.tokenizer)
     assert {"matcher.weight", "matcher.bias"} <= set(judge.unlearned(["alignment"]))
-    with pytest.raises(
-        ValueError, match=r"scorers\.blip\.checkpoint lacks .* behind alignment: .* train\.py model="
-    ):
+    with pytest.raises(ValueError, match=r"scorers\.blip\.checkpoint lacks .* behind alignment: .* train\.py model="):
         refuse_chance(judge, ["alignment"], "scorers.blip.checkpoint")
     assert not Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER)).build(blip.tokenizer).unlearned(["alignment"])
 

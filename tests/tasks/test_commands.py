@@ -190,7 +190,7 @@ def test_broken_photographs_are_quarantined_exactly(command, project, test_data)
 
     reduce = f"python select.py data=flickr8k data.root={root} selector=random logger=none"
     said = command(f"{reduce} out=kept")
-    assert "3525 pairs read, 3322 kept, 203 quarantined" in said
+    assert "3525 pairs read, 3322 in the pool, 203 quarantined" in said
     quarantine = pq.read_table(project / "kept" / "quarantine.parquet")
     stages = quarantine["stage"].to_pylist()
     assert (stages.count("image"), stages.count("caption")) == (200, 3)
@@ -209,7 +209,7 @@ def test_broken_photographs_are_quarantined_exactly(command, project, test_data)
 
     command("python train.py model=vqvlm max_steps=6 out=scorer logger=none")
     said = command(f"{reduce} selector=tldr checkpoint=scorer verify=exists out=late".replace("selector=random ", ""))
-    assert "3525 pairs read, 3497 kept, 28 quarantined" in said  # 5 missing files of 5 pairs, 3 captions
+    assert "3525 pairs read, 3497 in the pool, 28 quarantined" in said  # 5 missing files of 5 pairs, 3 captions
     assert "175 more pairs quarantined" in said
     late = pq.read_table(project / "late" / "quarantine.parquet")
     assert sorted(late["uid"].to_pylist()) == sorted(quarantine["uid"].to_pylist())

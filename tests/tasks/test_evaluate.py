@@ -161,6 +161,13 @@ def test_numbers_of_other_pairs_are_not_written_over(shapes, checkpoints, evalua
     assert len({json.loads(file.read_text())["pairs"] for file in files}) == len(files) == 3
 
 
+def test_a_checkpoint_that_nobody_takes_is_told(shapes, checkpoints, evaluators, tmp_path, capsys):
+    given = {"evaluator": {"retrieval": evaluators["retrieval"]}}
+    evaluate(shapes, tmp_path, **given, checkpoint=[checkpoints["blip"], checkpoints["vqa"]])
+    said = capsys.readouterr().out
+    assert f"(retrieval: {checkpoints['blip']}); not measured: {checkpoints['vqa']}. Each by itself: python" in said
+
+
 def test_where_no_checkpoint_can_each_says_what_it_lacks(shapes, checkpoints, evaluators, tmp_path):
     with pytest.raises(ValueError, match=r"evaluator=nlvr2 .* Blip in .* lacks judge .*; Vqa in .* lacks judge"):
         evaluate(shapes, tmp_path, evaluator=evaluators, checkpoint=[checkpoints["blip"], checkpoints["vqa"]])

@@ -9,11 +9,14 @@ does.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tldr.data.base import Bad, Reader, Row, existing_file, existing_folder, pairs, raw
+
+HELD_OUT = {"val", "test"}
 
 
 class Coco(Reader):
@@ -83,6 +86,10 @@ class Coco(Reader):
             raise ValueError(
                 f"data.split={self.split}: {self.annotations} has all, {', '.join(sorted(map(str, splits)))}"
             )
+        if self.split == "all" and splits & HELD_OUT:
+            counts = Counter(str(image.get("split")) for image in images)
+            held = ", ".join(f"{count} pictures of {split}" for split, count in sorted(counts.items()))
+            print(f"{self.annotations.name}: {held}; data.split=train leaves val and test to be tested on")
         for number, image in enumerate(images):
             if image.get("split") not in wanted:
                 continue

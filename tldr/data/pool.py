@@ -61,7 +61,7 @@ class Pool:
 
     def summary(self) -> str:
         """What to tell a person: the counts and, where pairs are quarantined, why."""
-        counts = f"{self.read} pairs read, {len(self.pairs)} kept, {self.quarantine.num_rows} quarantined"
+        counts = f"{self.read} pairs read, {len(self.pairs)} in the pool, {self.quarantine.num_rows} quarantined"
         return "\n".join([counts, *reasons(self.quarantine)])
 
 

@@ -77,6 +77,8 @@ def read(source: str | Path, model: str) -> Weights:
     path = Path(source)
     if path.is_file() or (path / "model.ckpt").is_file():
         return _read_ours(path if path.is_file() else path / "model.ckpt", model)
+    if (path / "open_clip_config.json").is_file() and not (path / "config.json").is_file():
+        raise ValueError(f"{path} is in OpenCLIP's own format; the same model in transformers' is read")
     if path.is_dir() and not (path / "config.json").is_file():
         parts = sorted(file.parent for file in path.glob("*/config.json"))
         if not parts:
@@ -162,7 +164,9 @@ def _read_ours(file: Path, model: str) -> Weights:
     checkpoint = _unpickle(file)
     name = checkpoint.get("tldr_class") if isinstance(checkpoint, dict) else None
     if not isinstance(name, str):
-        raise ValueError(f"{file} is not a checkpoint of tldr's (it names no class of tldr.model)")
+        keys = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
+        other = " but OpenCLIP's, whose models are read in transformers' format" * any("visual." in key for key in keys)
+        raise ValueError(f"{file} is not a checkpoint of tldr's{other} (it names no class of tldr.model)")
     name = name.rpartition(".")[2]
     state, arguments = checkpoint["state_dict"], dict(checkpoint["hyper_parameters"])
     tokenizer = arguments.get("tokenizer")

@@ -23,6 +23,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
+from tldr.check import check_number
+
 SCHEDULES = ("cosine", "linear", "step", "constant")
 
 _LAYER = re.compile(r"(?:(?P<tower>.*?)\.)?(?:blocks|layers)\.(?P<number>\d+)\.")
@@ -52,6 +54,7 @@ def adamw(
     ``warmup_steps`` below 1 is a share of the ``total_steps``. ``head_lr_scale`` multiplies the rate of parameters
     whose names begin with one of ``heads``. Raises ValueError naming the option and its choices.
     """
+    check_number("optimizer.lr", lr, "the highest rate, above 0", low=math.ulp(0.0))
     warm = round(warmup_steps * total_steps) if 0 < warmup_steps < 1 else int(warmup_steps)
     if warm > total_steps:
         rank_zero_only(print)(

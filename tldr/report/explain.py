@@ -24,6 +24,7 @@ _NEAR = 3  # uids that are told in place of one that is not there
 
 def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Path) -> str:
     """A paragraph for each of ``uids`` of the selection in ``folder``; ``cache`` holds the pool that it was made from.
+    The name of a picture, or a sample's key in a shard, stands for the pairs that have it.
 
     Raises ValueError where there is no finished selection, or for a uid that is neither in its pool nor quarantined,
     with those most like it."""
@@ -42,10 +43,12 @@ def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Pat
             told.append(_of_the_pool(folder, decisions, int(found[0]), uid, Path(cache)))
         elif quarantine is not None and len(found := _rows(quarantine, uid)):
             told.append(_quarantined(quarantine.take(pa.array(found[:1])).to_pylist()[0]))
+        elif named := _named(folder, uid, Path(cache)):
+            told += [_of_the_pool(folder, decisions, int(_rows(decisions, one)[0]), one, Path(cache)) for one in named]
         else:
             near = _near(decisions, quarantine, uid)
             quotes = f"; a uid of digits, or with signs, wants two pairs of quotes: \"explain='{uid}'\""
-            raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{near}{quotes}")
+            raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{near}{quotes * (not uid.isidentifier())}")
     return "\n\n".join(told)
 
 
@@ -87,10 +90,29 @@ def _quarantined(pair: dict[str, str | bytes | None]) -> str:
     )
 
 
+def _files(folder: Path, cache: Path) -> tuple[Path, Path]:
+    """Of the whole pool, which may be gone, and of the kept pairs."""
+    pool = json.loads((folder / "provenance.json").read_text())["pool"]
+    return cache / "pools" / pool / "pairs.arrow", folder / "pairs.arrow"
+
+
+def _named(folder: Path, name: str, cache: Path) -> list[str]:
+    """The uids of the pairs whose picture is called so, with its folders or without, or whose key is this."""
+    for file in _files(folder, cache):
+        if not file.is_file():
+            continue
+        table = Pairs.open(file).table
+        image = table["image"]
+        found = pc.or_(pc.equal(image, name), pc.ends_with(image, f"/{name}"))
+        if "key" in table.column_names:
+            found = pc.or_(found, pc.equal(table["key"].cast(pa.large_string()), name).fill_null(False))
+        return table["uid"].filter(found).to_pylist()
+    return []
+
+
 def _caption(folder: Path, uid: str, cache: Path) -> str:
     """From the pool, or from the kept pairs where the cache is gone; a refined one beside it."""
-    pool = json.loads((folder / "provenance.json").read_text())["pool"]
-    whole, kept = cache / "pools" / pool / "pairs.arrow", folder / "pairs.arrow"
+    whole, kept = _files(folder, cache)
     captions = []
     for file in (whole, kept):
         if file.is_file() and len(rows := _rows(table := Pairs.open(file).table, uid)):

@@ -42,7 +42,7 @@ from tldr.nn.trajectory import Dual, Loss, Weights, contrastive, graded, low_ran
 from tldr.nn.vision import CLIP_MEAN, CLIP_STD
 from tldr.pairs import DIGEST, Pairs, derive_uid
 from tldr.selector.base import Made, Maker, above_zero, at_least, counts, inside, one_of
-from tldr.signal.sphere import unit
+from tldr.signal.sphere import nearest
 from tldr.signal.store import Signals
 
 SIMILARITIES = ("identity", "lors")
@@ -270,7 +270,7 @@ class TrajectoryMatching(Maker):
         """Pictures and ``distilled.npz`` into ``folder``, and the pairs."""
         row, cosine = begun, np.ones(len(begun), np.float32)
         if self.learn_text:
-            row, cosine = nearest(signals, learned["text_embedding"])
+            row, cosine = nearest(signals[TEXT], learned["text_embedding"])
         captions = pool.captions.take(row).to_pylist()
         names, digests = write_pictures(learned["images"], folder)
         uids = [derive_uid(name, caption) for name, caption in zip(names, captions, strict=True)]
@@ -294,20 +294,6 @@ class TrajectoryMatching(Maker):
             reasons[of] += f"; its caption is nearest to the text of {uid}, cosine {close:.3g}"
         provenance = {"data": "trajectory_matching", "parent": pool.hash}
         return Made(Pairs.build(columns, root=str(folder.resolve()), provenance=provenance), reasons)
-
-
-def nearest(signals: Signals, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) for each of ``texts`` (n, E), the row of the pool whose text embedding has the highest cosine with it, and
-    that cosine; the first of equals."""
-    texts, start = unit(texts), 0
-    rows, cosines = np.zeros(len(texts), np.int64), np.full(len(texts), -np.inf, np.float32)
-    for chunk in signals[TEXT].chunks():
-        scores = texts @ unit(chunk).T
-        best = scores.argmax(1)
-        found = scores[np.arange(len(texts)), best]
-        rows, cosines = np.where(found > cosines, start + best, rows), np.maximum(cosines, found)
-        start += len(chunk)
-    return rows, cosines
 
 
 def _save_pictures(pool: Pairs, file: Path, size: int) -> None:

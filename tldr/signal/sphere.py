@@ -15,7 +15,7 @@ import numpy as np
 
 from tldr.cluster import POINTS_PER_CENTROID, KMeans
 from tldr.pairs import Pairs
-from tldr.signal.store import Signals, gathered
+from tldr.signal.store import Signal, Signals, gathered
 
 CHOICES = ("hard", "easy", "random")
 DENSE = 8192  # rows whose similarities are held at once, 256 MiB; above, they are computed as they are asked for
@@ -138,3 +138,17 @@ def _compare(
     value = np.minimum(cosine[np.arange(len(later)), most], 1)
     closer = value > similarity[later]
     similarity[later[closer]], twin[later[closer]] = value[closer], earlier[most[closer]]
+
+
+def nearest(signal: Signal, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) for each of ``rows`` (n, E), the row of ``signal`` (N, E) with which it has the highest cosine, and that
+    cosine; the first of equals. A row of zeros has 0 with all."""
+    rows, start = unit(rows), 0
+    found, cosines = np.zeros(len(rows), np.int64), np.full(len(rows), -np.inf, np.float32)
+    for chunk in signal.chunks():
+        scores = rows @ unit(chunk).T
+        best = scores.argmax(1)
+        reached = scores[np.arange(len(rows)), best]
+        found, cosines = np.where(reached > cosines, start + best, found), np.maximum(cosines, reached)
+        start += len(chunk)
+    return found, cosines

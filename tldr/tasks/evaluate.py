@@ -65,6 +65,12 @@ def run(
         return {}
 
     chosen = {name: choose(name, each, models) for name, each in evaluator.items()}
+    if left := [given[files.index(file)] for file in files if file not in chosen.values()]:
+        taken = ", ".join(f"{name}: {given[files.index(chosen[name])]}" for name in evaluator)
+        print(
+            f"each evaluator takes the first checkpoint that can do its task ({taken}); not measured: "
+            f"{', '.join(map(str, left))}. Each by itself: python evaluate.py -m checkpoint={','.join(map(str, given))}"
+        )
     folder = Path(out) if out else files[0].parent
     make_folder(folder, "out")
     ledger = Ledger()

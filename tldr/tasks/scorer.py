@@ -82,6 +82,8 @@ def find_scorer(
         if _is_ours(Path(checkpoint)):
             return load_model(checkpoint), Path(checkpoint)
         beginning = Beginning(model, checkpoint)
+        if beginning.learns_tokenizer and beginning.tokenizer is None:
+            raise ValueError(f"{checkpoint} has no tokenizer, without which its words mean nothing: add tokenizer.json")
         return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
     kind: Any = model.func
     read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
