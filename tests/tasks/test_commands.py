@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,6 +39,10 @@ def own_data(project: Path) -> None:
         (project / "pictures" / f"{i}.txt").write_text(caption)
         records.append({"image": f"{i}.jpg", "caption": [caption, f"colour {i}"] if i % 2 else caption})
         lines.append(f"{caption}\t{i}.jpg\n")
+    (project / "tars").mkdir()
+    with tarfile.open(project / "tars" / "00000.tar", "w") as shard:
+        for file in sorted((project / "pictures").iterdir()):
+            shard.add(file, file.name)
     (project / "a.json").write_text(json.dumps(records))
     (project / "captions.tsv").write_text("".join(lines))
 
