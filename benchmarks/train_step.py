@@ -90,7 +90,7 @@ class Step:
         # The model asks its trainer for the step and the length of the run, and logs to it.
         stand_in = SimpleNamespace(global_step=1000, estimated_stepping_batches=10_000, world_size=1, global_rank=0)
         object.__setattr__(model, "_trainer", stand_in)
-        for name in ("log", "log_dict"):
+        for name in ("log", "log_dict", "log_now"):
             setattr(model, name, lambda *_, **__: None)
         made = model.configure_optimizers()
         self.optimizer: torch.optim.Optimizer = made["optimizer"]

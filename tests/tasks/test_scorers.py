@@ -209,7 +209,7 @@ def test_a_scorer_of_another_trainer_is_another_scorer(command, project):
     assert "training Clip" in command(f"{line} out=four training.balance=0")
     said = command(f"{line} out=one trainer.gradient_clip_val=0.01", fails=True)
     assert "holds another selection (trainer.gradient_clip_val=1.0)" in said
-    same = "trainer.strategy=auto +trainer.log_every_n_steps=5 scorers.clip.training.num_workers=1"
+    same = "+trainer.strategy=auto +trainer.log_every_n_steps=5 +scorers.clip.training.num_workers=1"
     assert "kept" in command(f"{line} out=one {same}")
     said = command(f"{line} out=one generation.strategy=beam", fails=True)  # which writes other captions
     assert "holds another selection (generation.strategy=nucleus)" in said
