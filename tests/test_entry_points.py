@@ -75,6 +75,13 @@ def test_script_refuses_a_typo(script, tmp_path):
 # ---------------------------------------------------------------- select.py steps aside
 
 
+@pytest.mark.parametrize("script", ["train.py", "select.py", "evaluate.py"])
+def test_help_begins_with_what_to_type(script, tmp_path):
+    said = python(ROOT / script, "--help", cwd=tmp_path).stdout
+    assert said.startswith(("Train", "Reduce", "Measure"))
+    assert f"  python {script} " in said.partition("== Configuration groups ==")[0]
+
+
 def test_a_script_and_its_spawned_workers_find_the_real_select(house):
     run = python("script.py", "+x=1", cwd=house)
     assert run.returncode == 0, run.stderr
