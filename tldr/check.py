@@ -7,13 +7,17 @@ from numbers import Integral, Real
 from typing import Any
 
 
+def is_number(value: Any, *, whole: bool = False) -> bool:
+    """Is it one, perhaps a ``whole`` one, NumPy's included? True and false are none."""
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+
+
 def check_number(
     key: str, value: Any, meaning: str, *, low: float, high: float = math.inf, whole: bool = False
 ) -> None:
     """Raises ValueError, naming ``key``, what it is and its ``meaning``, unless ``value`` is a number (a ``whole`` one)
     from ``low`` to ``high``, both included."""
-    kind = Integral if whole else Real  # NumPy's numbers are such, too
-    if isinstance(value, bool) or not isinstance(value, kind) or not low <= float(value) <= high:
+    if not is_number(value, whole=whole) or not low <= float(value) <= high:
         raise ValueError(f"{key}={value!r}; {meaning}")
 
 

@@ -164,8 +164,8 @@ def _read_ours(file: Path, model: str) -> Weights:
     checkpoint = _unpickle(file)
     name = checkpoint.get("tldr_class") if isinstance(checkpoint, dict) else None
     if not isinstance(name, str):
-        keys = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-        other = " but OpenCLIP's, whose models are read in transformers' format" * any("visual." in key for key in keys)
+        keys = " ".join(map(str, checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else ()))
+        other = " but OpenCLIP's, whose models are read in transformers' format" * ("visual." in keys)
         raise ValueError(f"{file} is not a checkpoint of tldr's{other} (it names no class of tldr.model)")
     name = name.rpartition(".")[2]
     state, arguments = checkpoint["state_dict"], dict(checkpoint["hyper_parameters"])

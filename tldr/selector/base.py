@@ -12,13 +12,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from tldr.check import is_number
 from tldr.pairs import Pairs
 from tldr.signal.store import Signals
 
@@ -33,7 +33,7 @@ def at_least(low: float, /, **options: float) -> None:
 def counts(low: int, /, **options: int) -> None:
     """The same of ``options`` that are whole numbers."""
     for name, value in options.items():
-        if not isinstance(value, Integral) or isinstance(value, bool):
+        if not is_number(value, whole=True):
             raise ValueError(f"selector.{name}={value!r} must be a whole number")
     at_least(low, **options)
 
@@ -51,11 +51,6 @@ def inside(meaning: str, /, *, low: float = 0.0, high: float = 1.0, above: bool 
     for name, value in options.items():
         if not is_number(value) or not low <= float(value) <= high or (above and value == low):
             raise ValueError(f"selector.{name}={value!r}: {meaning}, inside {'(' if above else '['}{low:g}, {high:g}]")
-
-
-def is_number(value: object) -> bool:
-    """Is it one, NumPy's included, and not true or false?"""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def one_of(choices: Iterable[str], **options: str) -> None:

@@ -11,12 +11,14 @@ Shapes: N pairs of the pool.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
+from tldr.check import is_number
 from tldr.pairs import Pairs
-from tldr.selector.base import Combination, Selection, Selector, Target, is_number
+from tldr.selector.base import Combination, Selection, Selector, Target
 from tldr.signal.store import Signals
 
 
@@ -26,15 +28,18 @@ def counts(total: int, keep: int, steps: int, shares: Sequence[float] | None) ->
     where they would leave fewer than ``keep``."""
     if shares is None:
         return [round(total * (keep / total) ** (step / steps)) for step in range(1, steps)] + [keep]
-    left = [total]
-    for share in shares:
-        left.append(round(left[-1] * share))
+    left = _left(total, shares)
     if left[-1] < keep:
         raise ValueError(
             f"selector.shares={list(shares)} leaves the last step {left[-1]} of {total} pairs, of which it is to keep "
             f"{keep}; raise them, or compression"
         )
     return [*left[1:], keep]
+
+
+def _left(total: int, shares: Sequence[float]) -> list[int]:
+    """``total``, and what is left of it after each step that keeps its share."""
+    return list(accumulate(shares, lambda left, share: round(left * share), initial=total))
 
 
 class Chain(Combination):
@@ -50,23 +55,20 @@ class Chain(Combination):
         target: Any = None,
     ) -> None:
         super().__init__(steps=steps, names=names, target=target)
-        told = list(shares) if isinstance(shares, Sequence) and not isinstance(shares, str) else shares
-        if told is not None and not (
-            isinstance(told, list)
-            and len(told) == len(steps) - 1
-            and all(is_number(share) and 0 < share <= 1 for share in told)
+        if shares is not None and not (
+            isinstance(shares, Sequence)
+            and len(shares) == len(steps) - 1
+            and all(is_number(share) and 0 < share <= 1 for share in shares)
         ):
             raise ValueError(
-                f"selector.shares={told}: {len(steps)} steps take {len(steps) - 1} shares inside (0, 1], how "
+                f"selector.shares={shares}: {len(steps)} steps take {len(steps) - 1} shares inside (0, 1], how "
                 "much of what it is given each step but the last keeps"
             )
-        self.shares = told
+        self.shares = shares
 
     def most(self, total: int) -> int:
         """What ``shares`` leave the last step."""
-        for share in self.shares or ():
-            total = round(total * share)
-        return total
+        return _left(total, self.shares or ())[-1]
 
     def choose(
         self,

@@ -21,6 +21,12 @@ def scorers_of(needs: Iterable[str]) -> list[str]:
     return sorted({name.rpartition(".")[0] for name in needs})
 
 
+def signals_of(scorer: str, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that ``scorer`` gives, as it calls them: of ``clip``, ``["alignment", "clip.embedding"]`` ->
+    ``["embedding"]``."""
+    return [signal for of, _, signal in (name.rpartition(".") for name in names) if of == scorer]
+
+
 class Panel(Signals):
     """``scorers`` by name, at least one, all of the same pool."""
 

@@ -106,8 +106,8 @@ def run(
         numbers |= found
         told[name] = {"checkpoint": str(chosen[name]), "pairs": hashes[name], "metrics": list(found)}
         if each.details:
-            of = f"{on}-details" if name == title else f"{on}-{name}-details"
-            details = write_json(folder / f"evaluation-{title}-{of}.json", each.details)
+            part = "" if name == title else f"-{name}"
+            details = write_json(folder / f"evaluation-{title}-{on}{part}-details.json", each.details)
             told[name]["details"] = str(details)
             log_details(tracker.experiment, name, each.details, measured[name].root)  # pyright: ignore
 

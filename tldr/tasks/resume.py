@@ -61,8 +61,7 @@ class RollingCheckpoint(Checkpoint):
         dist.all_gather_object(told, json.dumps(self.identity, default=str))
         for rank, other in enumerate(told):
             if other != told[0]:
-                found, first = json.loads(other), json.loads(told[0])
-                keys = sorted(key for key in {*found, *first} if found.get(key) != first.get(key))
+                keys = _differing(json.loads(other), json.loads(told[0]))
                 raise ValueError(
                     f"process {rank} has other {', '.join(keys)} than process 0: perhaps one could not read a picture "
                     "that the other read. Let select.py write the pairs once, and train on them: pairs=..."
@@ -156,11 +155,14 @@ def identity_of(config: Mapping[str, Any], pairs: str) -> dict[str, Any]:
 def check_identity(found: Mapping[str, Any], asked: Mapping[str, Any], file: Path) -> None:
     """Raises ValueError naming what differs between the run that ``file`` is of, and the one asked for."""
     found, asked = json.loads(json.dumps(found, default=str)), json.loads(json.dumps(asked, default=str))
-    keys = sorted({*found, *asked})
-    differing = [key for key in keys if found.get(key) != asked.get(key)]
-    if differing:
+    if differing := _differing(found, asked):
         told = "; ".join(f"{key} was {found.get(key)!r} and is now {asked.get(key)!r}" for key in differing)
         raise ValueError(f"{file} is of another run: {told}. Ask for the same, or for another folder: out=...")
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys, sorted, that two identities do not have alike."""
+    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
 
 
 def find_finished(folder: Path, identity: Mapping[str, Any]) -> Path | None:

@@ -22,7 +22,7 @@ from tldr.model.base import Model, load_model
 from tldr.pairs import Pairs
 from tldr.report.tracking import part_of
 from tldr.signal.extract import fingerprint
-from tldr.signal.panel import MAIN, WRITER, Panel, scorers_of
+from tldr.signal.panel import MAIN, Panel, scorers_of, signals_of
 from tldr.signal.store import Signals
 from tldr.tasks.begin import Beginning
 from tldr.tasks.fit import fit
@@ -98,8 +98,7 @@ def find_scorer(
         file = folder / "model.ckpt"
         stage.cached = file.is_file()
         if not stage.cached:
-            key = f"scorers.{name}.checkpoint" if name else "checkpoint"
-            print(f"no {key} given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
+            print(f"no {_key(name)} given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
             told = None if logger is None else part_of(logger, name)
             _, file = fit(
                 pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=told, callbacks=callbacks,
@@ -123,6 +122,11 @@ def _digest(pool: Pairs, column: str) -> str:
     """Of a column's values."""
     values = pool.table[column].to_pylist() if column in pool.table.column_names else []
     return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _key(name: str) -> str:
+    """Where the checkpoint of the scorer ``name`` is asked for."""
+    return f"scorers.{name}.checkpoint" if name else "checkpoint"
 
 
 def _is_ours(path: Path) -> bool:
@@ -169,23 +173,24 @@ class Scorers:
     def find(
         cls,
         pool: Pairs,
-        names: Iterable[str],
+        needs: Sequence[str],
         recipes: Mapping[str, Mapping[str, Any]],
         *,
-        needs: Iterable[str] = (),
+        writing: Iterable[str] = (),
         extraction: Mapping[str, Any],
         training: Mapping[str, Any],
         asked: Mapping[str, Mapping[str, Any]],
         callbacks: Sequence[L.Callback] = (),
         **options: Any,
     ) -> Scorers:
-        """Those of ``names``: each of ``recipes`` has `find_scorer`'s model, and perhaps checkpoint, and what differs
-        from ``training``; ``asked`` are the arguments of models that the selector insists on. The main one is watched
-        by ``callbacks``. Raises ValueError for a name without recipe, a checkpoint that was made with other arguments
-        than are asked, and for a model that does not give the signals that ``needs`` names."""
+        """Those that give the signals ``needs``, or are ``writing``: each of ``recipes`` has `find_scorer`'s model, and
+        perhaps checkpoint, and what differs from ``training``; ``asked`` are the arguments of models that the selector
+        insists on. The main one is watched by ``callbacks``. Raises ValueError for a name without recipe, a checkpoint
+        that was made with other arguments than are asked, and for a model that does not give what it is needed for."""
         models: dict[str, Model] = {}
         files: dict[str, Path] = {}
-        if unknown := sorted(set(names).difference(recipes)):
+        names = {*scorers_of(needs), *writing}
+        if unknown := sorted(names.difference(recipes)):
             raise ValueError(f"no scorer is called {unknown[0]!r}: add it to scorers, beside {', '.join(recipes)}")
         # What is given first: a wrong path should not cost the training of another.
         for name in sorted(names, key=lambda name: (not recipes[name].get("checkpoint"), name)):
@@ -196,12 +201,12 @@ class Scorers:
             watch = callbacks if name == MAIN else ()
             if name in asked:
                 recipe["model"] = partial(recipe["model"].func, **{**recipe["model"].keywords, **asked[name]})
-            wanted = [need.rpartition(".")[2] for need in needs if scorers_of([need]) == [name]]
+            wanted = signals_of(name, needs)
             gives = _gives(recipe["model"])
             if not recipe["checkpoint"] and gives and (missing := sorted(set(wanted).difference(gives))):
                 raise ValueError(_not_given(name, recipe["model"].func.__name__, missing, gives))
             model, files[name] = find_scorer(pool, **recipe, **own, callbacks=watch, name=name)
-            refuse_chance(model, wanted, f"scorers.{name}.checkpoint" if name not in (MAIN, WRITER) else "checkpoint")
+            refuse_chance(model, wanted, _key(name))
             for key, value in asked.get(name, {}).items():
                 if (has := getattr(model, key)) != value:
                     raise ValueError(
@@ -215,9 +220,8 @@ class Scorers:
         asked = scorers_of(needs)
         panel = Panel({name: score(pairs, self.models[name], name=name, **self.extraction) for name in asked})
         for name in asked:
-            given = [found.rpartition(".")[2] for found in panel if scorers_of([found]) == [name]]
-            missing = [need.rpartition(".")[2] for need in needs if scorers_of([need]) == [name] and need not in panel]
-            if missing:
+            given = signals_of(name, panel)
+            if missing := [need for need in signals_of(name, needs) if need not in given]:
                 raise ValueError(_not_given(name, type(self.models[name]).__name__, missing, given))
         return panel
 
@@ -229,7 +233,7 @@ def _gives(model: partial[Model]) -> tuple[str, ...]:
 
 def _not_given(name: str, kind: str, missing: Iterable[str], given: Iterable[str]) -> str:
     """What is told where a scorer is of another kind."""
-    remedy = f"give another scorers.{name}.checkpoint=..."
+    remedy = f"give another {_key(name)}=..."
     if not name:
         remedy = "take model=vqvlm, a VQ-VLM's checkpoint=..., or, if codes are missing, selector.feature=embedding"
     lacks = f"the selector needs {', '.join(missing)}, which a {kind} does not give"

@@ -42,7 +42,7 @@ from tldr.report.tracking import (
     use_pairs_artifact,
 )
 from tldr.selector.base import Maker, Selection, Selector, Target, check_compression, keep_count
-from tldr.signal.panel import MAIN, WRITER, scorers_of
+from tldr.signal.panel import MAIN, WRITER
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import TEACHES_NOTHING, Scorers, pick_device, refuse_several
@@ -128,9 +128,9 @@ def run(
     writing = ({by} if refiner.needs_writer else set()) | ({MAIN} if selector.needs_writer else set())
     extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine, "device": placed}
     judges = Scorers.find(
-        pool, {*scorers_of((*selector.needs, *refiner.needs)), *writing},
+        pool, (*selector.needs, *refiner.needs),
         {MAIN: {"model": model, "checkpoint": checkpoint}, WRITER: {"model": model, "checkpoint": writer},
-         **(scorers or {})}, needs=(*selector.needs, *refiner.needs), extraction=extraction,
+         **(scorers or {})}, writing=writing, extraction=extraction,
         training=training, asked=selector.scorer_options, trainer=trainer, seed=seed, cache=cache, ledger=ledger,
         logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip
