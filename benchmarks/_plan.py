@@ -139,7 +139,10 @@ def pool_of(cfg: dict[str, Any], conf: Path) -> tuple[list[str], list[str]]:
     if data == "flickr8k":
         return [f"data={data}", "data.split=train", *more], [f"data={data}", "data.split=test", *more]
     if not (conf / "data" / f"{data}_eval.yaml").is_file():
-        raise ValueError(f"data={data} has no {data}_eval beside it; name what to evaluate on: evaluated=[data=...]")
+        raise ValueError(
+            f"data={data} has no {data}_eval beside it; name what to evaluate on, each override in quotes: "
+            f'\'evaluated=["data={data}","data.annotations=held_out.json"]\''
+        )
     return [f"data={data}", *sizes, *more], [f"data={data}_eval", *sizes, *more]
 
 

@@ -26,7 +26,7 @@ from tldr.model.vilt import Vilt
 from tldr.nn.optimizer import adamw
 from tldr.nn.text import TextTransformer
 from tldr.nn.vision import ImageEncoder
-from tldr.tasks.steps import selection_folder
+from tldr.tasks.steps import resolved, selection_folder
 from tldr.tasks.train import folders
 
 ROOT = Path(__file__).parents[1]
@@ -132,6 +132,13 @@ def recipe_commands() -> list[tuple[str, list[str]]]:
     return [(found[1], shlex.split(found[2])) for found in told if found]
 
 
+def hydra_of(script: str, overrides: list[str]) -> Any:
+    """Hydra's own configuration, which from now on is the one that references are resolved by."""
+    cfg = compose(script, overrides=overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg.hydra
+
+
 # ---------------------------------------------------------------- the scripts' configs
 
 
@@ -219,6 +226,17 @@ def test_every_recipe_begins_from_what_another_leaves():
         elif script == "train":
             written.add(str(folders(cfg.names, pairs=cfg.pairs, out=cfg.out, seed=cfg.seed)[1]))
     assert {folder: line for folder, line in read.items() if folder not in written} == {}
+
+
+def test_a_recipe_that_begins_from_something_does_not_begin_from_nothing():
+    """What a recipe's command names as its beginning has to be named: OmegaConf would merge ??? into a null as null."""
+    begins = [(script, words) for script, words in recipe_commands() if any(w.startswith("init_from=") for w in words)]
+    assert len({word for _, words in begins for word in words if word.startswith("experiment=")}) >= 5
+    for script, words in begins:
+        whole, less = words, [word for word in words if not word.startswith("init_from=")]
+        assert resolved(compose(script, overrides=whole), hydra_of(script, whole))["init_from"]
+        with pytest.raises(ValueError, match=r"^init_from is missing, .* conf/experiment/\w+\.yaml say more"):
+            resolved(compose(script, overrides=less), hydra_of(script, less))
 
 
 def test_the_readmes_scorer_for_photographs_trains_past_its_codebooks_beginning():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def cfg() -> dict[str, Any]:
         "budgets": {"short": 300, "epochs": "2.5 epochs", "long": None}, "score": ["retrieval/tr@1"],
         "against": ["random", "full"], "tolerance": 1.0,
     }  # fmt: skip
+
+
+def test_data_of_ones_own_are_compared_as_documented(benchmark, tmp_path, tiny_pool):
+    """Nothing was planted in them: the control that would have to know it has no row."""
+    pairs = list(zip(tiny_pool.images.to_pylist(), tiny_pool.captions.to_pylist(), strict=True))
+    for name, some in (("train", pairs[:40]), ("held_out", pairs[40:48])):
+        records = [{"image": image, "caption": caption} for image, caption in some]
+        (tmp_path / f"{name}.json").write_text(json.dumps(records))
+    (tmp_path / "img").symlink_to(tiny_pool.root)
+    documented = (ROOT / "docs" / "selectors.md").read_text(encoding="utf-8").split("On data of yours")[1]
+    line = documented.partition("benchmarks/reduction.py ")[2].partition("\n\n")[0]
+    asked = shlex.split(line.replace("\\\n", " "))
+    assert "runs, " in benchmark("reduction", *asked)
+
+    less = ["selectors=[random]", "controls=[full,oracle]", "compressions=[0.5]", "seeds=[0]"]
+    said = benchmark("reduction", *SETTINGS[5:], *asked[1:-1], *less, "data=json")
+    assert sorted(pl.read_parquet(tmp_path / "out" / "rows.parquet")["selector"]) == ["full", "random"]
+    assert "oracle" in said
 
 
 def test_the_plan_has_every_combination_once(parts, cfg):

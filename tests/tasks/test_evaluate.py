@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.data.pool import read_pool
 from tldr.data.shapes import Shapes
 from tldr.data.tokenizer import Tokenizer
@@ -20,7 +22,7 @@ from tldr.evaluator.captioning import Captioning
 from tldr.evaluator.nlvr2 import Nlvr2 as Nlvr2Evaluator
 from tldr.evaluator.retrieval import Retrieval
 from tldr.evaluator.vqa import Vqa as VqaEvaluator
-from tldr.model.base import Model, describe
+from tldr.model.base import Model, describe, load_model
 from tldr.model.blip import Blip
 from tldr.model.nlvr2 import Nlvr2
 from tldr.model.vqa import Vqa
@@ -202,6 +204,42 @@ def test_a_checkpoint_is_exported_without_being_measured(shapes, checkpoints, tm
         evaluate(shapes, tmp_path, evaluator={}, checkpoint=[])
 
 
+@metrics
+def test_published_checkpoints_are_measured_without_being_trained(shapes, checkpoints, evaluators, tmp_path):
+    """BLIP is published as one class that retrieves and one that writes: each evaluator takes the one that can."""
+    both = {name: evaluators[name] for name in ("retrieval", "captioning")}
+    evaluate(shapes, tmp_path, evaluator={}, checkpoint=checkpoints["blip"], export=tmp_path / "hub")
+    retriever, writer = tmp_path / "hub" / "retrieval", tmp_path / "hub" / "captioning"
+    opens = partial(Blip, image={}, text={}, optimizer=OPTIMIZER, queue_size=0)
+    ours = evaluate(shapes, tmp_path, evaluator=both, checkpoint=checkpoints["blip"])
+    theirs = evaluate(shapes, tmp_path, evaluator=both, checkpoint=[writer, retriever], model=opens, out=None)
+    assert theirs == pytest.approx(ours)
+    written = json.loads((writer / "evaluation-retrieval-captioning-shapes_eval.json").read_text())
+    assert {name: each["checkpoint"] for name, each in written["evaluators"].items()} == {
+        "retrieval": str(retriever), "captioning": str(writer),
+    }  # fmt: skip
+
+    for name, lacking in (("captioning", retriever), ("retrieval", writer)):
+        with pytest.raises(ValueError, match=rf"{name} can measure none .* which the checkpoint that it began from"):
+            evaluate(shapes, tmp_path, evaluator={name: both[name]}, checkpoint=lacking, model=opens)
+    with pytest.raises(ValueError, match=r"no checkpoint of ours at .*writer: .* model=clip, blip"):
+        evaluate(shapes, tmp_path, evaluator=both, checkpoint=tmp_path / "writer")
+
+
+def test_what_is_behind_an_objective_is_all_that_it_moves(checkpoints, shapes):
+    """The weights that a loss reaches are those without which what evaluators ask for it is chance."""
+    blip = load_model(checkpoints["blip"]).train()
+    names = [name for name, _ in blip.named_parameters()]
+    pairs = read_pool(shapes, progress=False).pairs
+    batch = next(iter(ordered_loader(PairsDataset.seen_by(blip, pairs), batch_size=8)))
+    blip.left_to_chance = tuple(names)
+    for objective in ("itc", "itm", "lm"):
+        blip.zero_grad(set_to_none=True)
+        blip.losses(batch)[objective].backward()
+        reached = {name for name, weight in blip.named_parameters() if weight.grad is not None}
+        assert reached - {"temperature"} <= set(blip.unlearned([objective])), objective
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -248,3 +286,8 @@ def test_the_command_exports(command, checkpoints, tmp_path):
     assert f"wrote {tmp_path}/folder" in said
     found = sorted(path.parent.name for path in (tmp_path / "folder").rglob("*.safetensors"))
     assert found == ["captioning", "retrieval"]  # as transformers has them
+    said = command(
+        f"python evaluate.py model=blip checkpoint={tmp_path}/folder/retrieval evaluator=zeroshot data=shapes_eval "
+        f"data.image_size=32 logger=none out={tmp_path}/zeroshot"
+    )
+    assert "zeroshot/top1" in said

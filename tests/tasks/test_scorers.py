@@ -241,5 +241,5 @@ def test_a_scorer_of_another_kind_names_its_own_override(command, project):
 
 def test_a_head_asks_for_its_backbone_before_it_reads(command):
     said = command("python train.py model=vqa data=shapes data.split=vqa_train out=vqa logger=none", fails=True)
-    assert "full_key: model.backbone" in said
+    assert "give model.backbone=..., of which conf/model/vqa.yaml says more" in said
     assert "reading shapes" not in said

@@ -123,11 +123,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def untrained(model: nn.Module, *objectives: str) -> str:
-    """Which of these a model that has ``objectives`` to choose from (BLIP) was not trained for, in words; empty: for
-    all. Its heads are there, and would be measured as they began."""
+    """Which of these a model that has ``objectives`` to choose from (BLIP) was not trained for, or the checkpoint that
+    it began from not, in words; empty: for all. Its heads are there, and would be measured as they began."""
     had = getattr(model, "objectives", objectives)
     lost = [one for one in objectives if one not in had]
-    return f"training for {' and '.join(lost)}, its objectives being {', '.join(had)}" if lost else ""
+    if lost:
+        return f"training for {' and '.join(lost)}, its objectives being {', '.join(had)}"
+    unlearned: list[str] = getattr(model, "unlearned", lambda _: [])(objectives)
+    many = f" and {len(unlearned) - 1} more" if len(unlearned) > 1 else ""
+    return f"{unlearned[0]}{many}, which the checkpoint that it began from has not" if unlearned else ""
 
 
 def unfit_to_compare(model: nn.Module, *, rerank: bool = False) -> str:

@@ -42,6 +42,7 @@ class Model(L.LightningModule, ABC):
     resize_mode: str = "squash"  # how pictures become squares of that size: see `tldr.nn.vision.ImageEncoder`
     # What `signals` gives, and by what their names match, the weights behind each.
     signal_weights: ClassVar[Mapping[str, str]] = {}
+    objective_weights: ClassVar[Mapping[str, str]] = {}  # likewise of what evaluators ask for: itc, itm, lm
     left_to_chance: tuple[str, ...] = ()  # of the parameters, where it began from a checkpoint that has not all
     indivisible: str = ""  # what of it runs its layers more often for one batch than for another, and so not by FSDP
 
@@ -67,9 +68,10 @@ class Model(L.LightningModule, ABC):
         """The names of what `signals` gives, of a model with such arguments; none: not known before it is asked."""
         return tuple(cls.signal_weights)
 
-    def unlearned(self, signals: Iterable[str]) -> list[str]:
-        """What is behind these signals that nobody has trained."""
-        behind = [self.signal_weights[name] for name in signals if name in self.signal_weights]
+    def unlearned(self, names: Iterable[str]) -> list[str]:
+        """What is behind these signals or objectives that nobody has trained."""
+        weights = {**self.signal_weights, **self.objective_weights}
+        behind = [weights[name] for name in names if name in weights]
         return [name for name in self.left_to_chance if any(re.match(pattern, name) for pattern in behind)]
 
     def configure_model(self) -> None:

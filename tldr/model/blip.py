@@ -43,6 +43,7 @@ from tldr.nn.vision import ImageEncoder
 OBJECTIVES = ("itc", "itm", "lm")
 TEMPERATURES = (0.001, 0.5)
 ENCODING = r"encoders\.text\.(?!head|.*decoder_attention)"  # what reads texts, and not what writes them
+WRITING = r"encoders\.text\.(?!.*\.attention)"  # and the other way round
 
 
 class Blip(Model):
@@ -61,10 +62,15 @@ class Blip(Model):
     after ``negative_ramp`` of the run by the full ITC logits.
     """
 
+    objective_weights: ClassVar[Mapping[str, str]] = {
+        "itc": rf"encoders\.image|encoders\.text_projection|{ENCODING}",
+        "itm": rf"encoders\.image\.|{ENCODING}|matcher",
+        "lm": rf"encoders\.image\.|{WRITING}",
+    }
     signal_weights: ClassVar[Mapping[str, str]] = {
         "embedding": r"encoders\.image",
-        "alignment": rf"encoders\.image\.|{ENCODING}|matcher",
-        "itc": rf"encoders\.image|encoders\.text_projection|{ENCODING}",
+        "alignment": objective_weights["itm"],
+        "itc": objective_weights["itc"],
     }
 
     def __init__(

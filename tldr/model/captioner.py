@@ -59,6 +59,7 @@ class Captioner(Model):
         "alignment": "",
         "tokens": "$",
     }
+    objective_weights: ClassVar[Mapping[str, str]] = {"lm": "image_encoder|decoder"}
 
     def __init__(
         self,
@@ -103,10 +104,11 @@ class Captioner(Model):
         found = super().signals_of(arguments)
         return found if arguments.get("quantizer") is not None else tuple(name for name in found if name != "codes")
 
-    def unlearned(self, signals: Iterable[str]) -> list[str]:
+    def unlearned(self, names: Iterable[str]) -> list[str]:
         """Before a codebook begins all codes are 0."""
-        waits = "codes" in signals and self.quantizer is not None and not self.quantizer.active
-        return [*super().unlearned(signals), *["the codebook"] * waits]
+        names = set(names)
+        waits = "codes" in names and self.quantizer is not None and not self.quantizer.active
+        return [*super().unlearned(names), *["the codebook"] * waits]
 
     def prepare(self, captions: Sequence[str]) -> None:
         """Find the keywords that the codebook begins from."""

@@ -46,6 +46,7 @@ class Clip(Model):
         "text_embedding": TEXT_WEIGHTS,
         "alignment": f"image_|{TEXT_WEIGHTS}",
     }
+    objective_weights: ClassVar[Mapping[str, str]] = {"itc": signal_weights["alignment"]}
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ Shapes: B pairs, R captions of others, L image tokens, T text tokens, D width, V
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class Vilt(Model):
     """
 
     compiled = (JointTransformer,)
+    objective_weights: ClassVar[Mapping[str, str]] = {"itm": r"network\.(?!text\.head)|matcher"}
     vocabulary: Tensor
 
     def __init__(

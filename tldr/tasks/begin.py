@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tldr.model.base import Model
+from tldr.model.base import Model, load_model
 
 # How a tower or a codebook is trained, and what it is shown, whatever it began from.
 TRAINING = ("dropout", "drop_path", "gradient_checkpointing", "resize_mode")
@@ -88,6 +88,23 @@ class Beginning:
             print(f"beginning anew: {', '.join(sorted(left))}")
             module.left_to_chance = tuple(sorted(left))
         return module
+
+
+def open_model(checkpoint: str | Path, model: Callable[..., Model] | None = None) -> Model:
+    """A model that is asked, not trained, in evaluation mode: of a checkpoint of ours, or of a published one that
+    ``model`` can begin from. Raises ValueError for one that is neither, or has no tokenizer."""
+    path = Path(checkpoint)
+    if path.suffix == ".ckpt" or (path / "model.ckpt").is_file():
+        return load_model(path)
+    if model is None:
+        raise ValueError(
+            f"no checkpoint of ours at {path}: `python train.py ... out={path}` writes one. A published one (folder or "
+            "Hugging Face id) is opened by the model that can begin from it: model=clip, blip, vilt, captioner, ..."
+        )
+    beginning = Beginning(model, checkpoint)
+    if beginning.learns_tokenizer and beginning.tokenizer is None:
+        raise ValueError(f"{checkpoint} has no tokenizer, without which its words mean nothing: add tokenizer.json")
+    return beginning.build(beginning.tokenizer).eval()
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

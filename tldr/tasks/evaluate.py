@@ -20,11 +20,13 @@ from tldr.data.images import ImageError, ImageStore
 from tldr.data.pool import Verify
 from tldr.evaluator.base import Evaluator
 from tldr.ledger import Ledger
-from tldr.model.base import Model, load_model
+from tldr.model.base import Model
 from tldr.pairs import Pairs, home_of
 from tldr.report.tracking import begin, ends_its_run, finish, live_run
+from tldr.tasks.begin import open_model
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import pick_device
+from tldr.tasks.steps import plain_name
 
 _SHOWN = 64  # records of an evaluator in its W&B table
 _PICTURE = 256  # pixels of the longer side
@@ -39,6 +41,7 @@ def run(
     logger: Callable[..., Logger],
     names: Mapping[str, str],
     cache: str | Path,
+    model: Callable[..., Model] | None = None,
     pairs: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
@@ -48,13 +51,15 @@ def run(
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """The numbers of every evaluator on ``pairs`` or on what ``data`` reads, also in ``evaluation-*.json``; what the
-    models said, in ``evaluation-*-details.json``. ``export`` writes the (one) checkpoint as a Hugging Face folder."""
+    models said, in ``evaluation-*-details.json``. ``export`` writes the (one) checkpoint as a Hugging Face folder.
+    ``model`` opens the checkpoints that are not ours. Raises ValueError for an evaluator that none of them suits, be it
+    because a published one lacks weights that it would ask."""
     placed = pick_device(device)
     given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    files = [Path(path) / "model.ckpt" if Path(path).is_dir() else Path(path) for path in given]
+    files = [file if (file := Path(path) / "model.ckpt").is_file() else Path(path) for path in given]
     if not files or (export is not None and len(files) > 1):
         raise ValueError(f"checkpoint={given}: give {'the one to export' if files else 'at least one'}")
-    models = {file: load_model(file) for file in files}
+    models = {file: open_model(file, model) for file in files}
     if export is not None:
         from tldr.hub.checkpoint import export as write_folder  # here: who does not export needs no safetensors
 
@@ -71,7 +76,8 @@ def run(
             f"each evaluator takes the first checkpoint that can do its task ({taken}); not measured: "
             f"{', '.join(map(str, left))}. Each by itself: python evaluate.py -m checkpoint={','.join(map(str, given))}"
         )
-    folder = Path(out) if out else files[0].parent
+    home = home_of_checkpoint(files[0])
+    folder = Path(out) if out else home
     make_folder(folder, "out")
     ledger = Ledger()
     if pairs is None:
@@ -85,8 +91,8 @@ def run(
     title = "-".join(evaluator)
     hashes = {name: found.hash for name, found in measured.items()}
     one = hashes[next(iter(hashes))] if len(set(hashes.values())) == 1 else hashes
-    of = trained_on(files[0])
-    called = f"{title}-{'-'.join(files[0].parts[-3:-1])}"
+    of = trained_on(home)
+    called = f"{title}-{'-'.join(home.parts[-2:])}"
     tracker = begin(logger, name=called, group=of.get("data", names["data"]), job_type="evaluate", save_dir=folder)
     tracker.log_hyperparams({**(config or {}), "subset": of, "lineage/evaluated_on": one})
     asked = {
@@ -99,10 +105,10 @@ def run(
     numbers: dict[str, float] = {}
     told: dict[str, dict[str, Any]] = {}
     for name, each in evaluator.items():
-        model = models[chosen[name]].to(placed)
+        measuring = models[chosen[name]].to(placed)
         with ledger.stage(f"evaluate {name}" if len(evaluator) > 1 else "evaluate") as stage:
-            stage.devices = int(model.device.type != "cpu")
-            found = each(model, measured[name])
+            stage.devices = int(measuring.device.type != "cpu")
+            found = each(measuring, measured[name])
         numbers |= found
         told[name] = {"checkpoint": str(chosen[name]), "pairs": hashes[name], "metrics": list(found)}
         if each.details:
@@ -128,9 +134,17 @@ def run(
     return numbers
 
 
-def trained_on(checkpoint: Path) -> dict[str, Any]:
-    """What pairs a model of `train.py` has learned from (`tldr.tasks.train.origin`); nothing of others."""
-    file = checkpoint.parent / "provenance.json"
+def home_of_checkpoint(file: Path) -> Path:
+    """Where its numbers go: its folder; of a Hugging Face id, one named by it."""
+    if file.is_dir():
+        return file
+    return file.parent if file.is_file() else Path("outputs", plain_name(str(file)))
+
+
+def trained_on(home: Path) -> dict[str, Any]:
+    """What pairs the model of a folder of `train.py`'s has learned from (`tldr.tasks.train.origin`); nothing of
+    others."""
+    file = home / "provenance.json"
     return json.loads(file.read_text(encoding="utf-8")).get("subset", {}) if file.is_file() else {}
 
 

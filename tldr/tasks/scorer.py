@@ -24,7 +24,7 @@ from tldr.report.tracking import part_of
 from tldr.signal.extract import fingerprint
 from tldr.signal.panel import MAIN, Panel, scorers_of, signals_of
 from tldr.signal.store import Signals
-from tldr.tasks.begin import Beginning
+from tldr.tasks.begin import open_model
 from tldr.tasks.fit import fit
 from tldr.tasks.resume import LAST
 from tldr.tasks.spread import Scoring
@@ -79,12 +79,7 @@ def find_scorer(
 
     ``training`` holds `fit`'s arguments: max_steps, batch_size, ...; ``name`` is what selectors call the scorer."""
     if checkpoint is not None:
-        if _is_ours(Path(checkpoint)):
-            return load_model(checkpoint), Path(checkpoint)
-        beginning = Beginning(model, checkpoint)
-        if beginning.learns_tokenizer and beginning.tokenizer is None:
-            raise ValueError(f"{checkpoint} has no tokenizer, without which its words mean nothing: add tokenizer.json")
-        return beginning.build(beginning.tokenizer).eval(), Path(checkpoint)
+        return open_model(checkpoint, model), Path(checkpoint)
     kind: Any = model.func
     read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
     how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in TEACHES_NOTHING}
@@ -127,11 +122,6 @@ def _digest(pool: Pairs, column: str) -> str:
 def _key(name: str) -> str:
     """Where the checkpoint of the scorer ``name`` is asked for."""
     return f"scorers.{name}.checkpoint" if name else "checkpoint"
-
-
-def _is_ours(path: Path) -> bool:
-    """Does `load_model` open it? What is neither here nor a folder may be an id of the Hugging Face hub."""
-    return path.suffix == ".ckpt" or (path / "model.ckpt").is_file()
 
 
 def score(

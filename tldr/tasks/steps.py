@@ -1,6 +1,7 @@
-"""Selectors that are made of others (`tldr.selector.base.Combination`) name them on the command line:
-``selector=chain selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``. Here names become configurations, and what a
-run was asked for the name of its folder."""
+"""From what Hydra composed to what a task takes: nothing missing; the selectors that others are made of
+(`tldr.selector.base.Combination`), which are names on the command line, ``selector=chain
+selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``, as configurations; and what was asked for as the name of a folder.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +11,32 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 LONGEST = 150  # characters of a part of a path; most file systems take 255
 
 Load = Callable[[Path], Mapping[str, Any]]
+
+
+def resolved(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
+    """What was composed, as plain containers. Raises ValueError for a value that has no default and was not given, with
+    the file, of those that ``hydra``, its own configuration, tells of, which says what it is."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        key = missing[0].partition("[")[0]
+        raise ValueError(f"{key} is missing, and has no default: give {key}=..., of which {_told_in(key, hydra)} more")
+    found: Any = OmegaConf.to_container(cfg, resolve=True)
+    return found
+
+
+def _told_in(key: str, hydra: Any) -> str:
+    """The files that tell of a key: its group's, data's of ``data.root`` and of ``selector.target.root``, or else the
+    script's; and the recipe."""
+    choices = {name.partition("@"): choice for name, choice in hydra.runtime.choices.items()}
+    groups = {package or group: f"{group}/{choice}" for (group, _, package), choice in choices.items()}
+    within = [package for package in groups if key.startswith(f"{package}.")]
+    file = groups[max(within, key=len)] if within else hydra.job.config_name
+    recipe = hydra.runtime.choices.get("experiment")
+    return f"conf/{file}.yaml and conf/experiment/{recipe}.yaml say" if recipe else f"conf/{file}.yaml says"
 
 
 def named_steps(selector: Mapping[str, Any], folder: Path, load: Load) -> dict[str, Any]:
