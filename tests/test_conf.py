@@ -125,6 +125,14 @@ def documented_overrides() -> list[str]:
     return found
 
 
+def official_sets() -> list[str]:
+    """The overrides that docs/models.md tells for them."""
+    table = (
+        (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("| set | files |")[2].partition("\n\n")[0]
+    )
+    return [line.rsplit("`", 2)[1] for line in table.splitlines()[2:]]
+
+
 def recipe_commands() -> list[tuple[str, list[str]]]:
     """(script, overrides) of every command that the recipes tell."""
     lines = [line for file in (CONF / "experiment").glob("*.yaml") for line in file.read_text("utf-8").splitlines()]
@@ -256,6 +264,12 @@ def test_every_recipe_tells_its_command():
 @pytest.mark.parametrize("words", documented_overrides())
 def test_what_the_documents_override_is_there(words):
     compose("train", overrides=["model=blip", *words.split()])
+
+
+@pytest.mark.parametrize("words", official_sets())
+def test_the_official_sets_are_read_by_what_the_documents_say(words):
+    overrides = ["checkpoint=x", *words.split()]
+    assert resolved(compose("evaluate", overrides=overrides), hydra_of("evaluate", overrides))["evaluator"]
 
 
 @pytest.mark.parametrize("name", [option.split("/")[1] for option in OPTIONS if option.startswith("scorer/")])

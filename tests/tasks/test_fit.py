@@ -95,6 +95,13 @@ class Stop(L.Callback):
         trainer.should_stop = trainer.global_step >= 5
 
 
+class StopBetween(L.Callback):
+    """Likewise, once, when of the two batches of a step only the first has been seen."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = batch_idx == 6
+
+
 class StopAtEpoch(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         trainer.should_stop = True
@@ -111,6 +118,16 @@ def test_what_ends_early_has_not_ended(stop, step, ema, tiny_pool, tmp_path):
     found = train(tiny_pool, tmp_path / "out", max_steps=14, ema=ema, resume=True)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["model.ckpt"]
+
+
+def test_what_ends_between_two_batches_of_a_step_makes_the_step(tiny_pool, tmp_path):
+    """Accumulated gradients are in no checkpoint."""
+    two = partial(CPU, accumulate_grad_batches=2)
+    whole = train(tiny_pool, tmp_path / "whole", max_steps=6, trainer=two)
+    with pytest.raises(SystemExit, match=r"stopped after step 4 of 6, without a model\.ckpt; .*last\.ckpt"):
+        train(tiny_pool, tmp_path / "out", max_steps=6, trainer=partial(two, callbacks=[StopBetween()]))
+    found = train(tiny_pool, tmp_path / "out", max_steps=6, trainer=two, resume=True)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def test_early_weights_are_kept_by_a_run_that_goes_on_from_their_step(tiny_pool, tmp_path):

@@ -42,13 +42,14 @@ class RollingCheckpoint(Checkpoint):
         if every < 0:
             raise ValueError(f"checkpoint_every={every}; take a number of steps, or 0 for no checkpoints")
         self.file, self.every, self.identity = folder / LAST, every, dict(identity)
-        self._saved = 0  # the step of the last one: with accumulated gradients, several batches share a step
+        self._saved = self._step = 0  # the steps of the last one and of the batch before: several batches may share one
+        self._stops = False
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A resumed run has what it began from. In a new one every process draws numbers of its own: were the same rows
         blinded and the same words masked everywhere, a batch would have less variety than its size tells."""
-        self._saved = trainer.global_step
+        self._saved = self._step = trainer.global_step
         if self._restored is None and trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
@@ -79,7 +80,11 @@ class RollingCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write where it is time, and where training is to stop before its end: now, for when it has stopped, weights
-        that are averaged have taken the place of those to go on from."""
+        that are averaged have taken the place of those to go on from. It stops after a whole step only: gradients that
+        have been accumulated for the next one are in no checkpoint."""
+        self._stops |= trainer.should_stop
+        trainer.should_stop = self._stops and trainer.global_step > self._step
+        self._step = trainer.global_step
         if trainer.should_stop or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
 

@@ -1,6 +1,6 @@
 """From what Hydra composed to what a task takes: nothing missing; the selectors that others are made of
 (`tldr.selector.base.Combination`), which are names on the command line, ``selector=chain
-selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``, as configurations; and what was asked for as the name of a folder.
+selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``, as configurations; and what was asked for as a folder's name.
 """
 
 from __future__ import annotations
