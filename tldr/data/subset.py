@@ -1,0 +1,33 @@
+"""The pairs that `select.py` wrote, read as any source is: to reduce them again, or to stand for a target.
+
+All their columns stay, what was planted and the captions before refinement among them; pictures are looked at anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tldr.data.base import Bad, Reader, Row
+from tldr.pairs import DIGEST, REQUIRED, SECOND_DIGEST, Pairs, home_of
+
+_ROWS = 4096
+
+
+class Subset(Reader):
+    """The subset in a folder, ``pairs``. Raises ValueError where there is none."""
+
+    def __init__(self, pairs: str | Path, *, name: str = "subset") -> None:
+        self.home, self.name = home_of(pairs), name
+        self.pairs = Pairs.open(self.home)
+        self.root = self.pairs.root
+
+    def rows(self) -> Iterator[Row | Bad]:
+        """The pairs with their uids, in their order."""
+        others = [name for name in self.pairs.table.column_names if name not in (*REQUIRED, DIGEST, SECOND_DIGEST)]
+        number = 0
+        for batch in self.pairs.table.to_batches(_ROWS):
+            for found in batch.to_pylist():
+                extra = {name: found[name] for name in others}
+                yield Row(found["image"], found["caption"], found["uid"], extra, f"{self.home.name} row {number}")
+                number += 1
