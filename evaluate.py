@@ -2,20 +2,22 @@
 
 import re
 import sys
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Run the task with what Hydra composed."""
     from tldr.tasks.evaluate import run  # here, so that --help and --cfg need no torch
-    from tldr.tasks.steps import resolved
+    from tldr.tasks.steps import refuse_missing
 
-    config = resolved(cfg, HydraConfig.get())
+    refuse_missing(OmegaConf.missing_keys(cfg), HydraConfig.get())
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     run(**instantiate(cfg, _convert_="all"), config=config)
 
 

@@ -31,12 +31,13 @@ else:
     def main(cfg: DictConfig) -> None:
         """Run the task with what Hydra composed."""
         from tldr.tasks.select import run  # here, so that --help and --cfg need no torch
-        from tldr.tasks.steps import named_steps, resolved, selection_folder
+        from tldr.tasks.steps import named_steps, refuse_missing, selection_folder
 
         def load(file: Path) -> Any:
             return OmegaConf.to_container(OmegaConf.load(file), resolve=True)
 
-        config = resolved(cfg, HydraConfig.get())
+        refuse_missing(OmegaConf.missing_keys(cfg), HydraConfig.get())
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
         config["selector"] = named_steps(config["selector"], Path(__file__).parent / "conf" / "selector", load)
         config["out"] = selection_folder(config, HydraConfig.get())
         run(**instantiate(config, _convert_="all"), config=config)

@@ -4,6 +4,7 @@ script of a process that ends itself by SIGKILL."""
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.data.shapes import Shapes
+from tldr.engine import Local
 from tldr.ledger import Ledger
-from tldr.model.base import load_model
+from tldr.model.base import Model, load_model
 from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
 from tldr.pairs import Pairs
@@ -27,7 +30,7 @@ from tldr.report.tracking import no_logger
 from tldr.tasks import resume
 from tldr.tasks.fit import fit
 from tldr.tasks.resume import RollingCheckpoint, find_last, identity_of, random_state, set_random_state
-from tldr.tasks.scorer import find_scorer
+from tldr.tasks.scorer import find_scorer, find_sure_scorer
 from tldr.tasks.train import run as train_task
 
 ROOT = Path(__file__).parents[2]
@@ -230,6 +233,49 @@ def test_a_scorer_goes_on_by_itself(tiny_pool, tmp_path, capsys):
     assert rest.made_seconds == pytest.approx(rest.seconds + rest.found_seconds)
     assert rest.found_seconds > 0
     assert not (file.parent / "last.ckpt").exists()
+
+
+def test_a_scorer_that_finds_many_captions_wrong_learns_again_from_those_it_believes(tiny_pool, tmp_path, capsys):
+    ledger = Ledger()
+    recipe: dict[str, Any] = {
+        "checkpoint": None, "seed": 0, "ledger": ledger, "logger": None, "cache": tmp_path, "name": "",
+        "trainer": partial(L.Trainer, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False),
+        "training": {"max_steps": 4, "batch_size": 32, "vocab_size": 200},
+    }  # fmt: skip
+    extraction = {"engine": Local(), "device": torch.device("cpu"), "batch_size": 64, "num_workers": 0}
+    find = partial(find_sure_scorer, tiny_pool, extraction=extraction, **recipe)
+    doubting = partial(Captioner, **TOWERS, noise_rate=0.5)
+    once, _ = find(model=doubting, again_above=0.9)
+    assert once.wrong_share == pytest.approx(0.5, abs=0.1)
+    assert "another learns" not in capsys.readouterr().out
+
+    # The second finds half of the rest wrong, too. The third is the last.
+    _, file = find(model=doubting, again_above=0.3)
+    told = re.findall(r"found (\d+)% .* another learns from the (\d+) pairs", capsys.readouterr().out)
+    shares, keep = [int(share) / 100 for share, _ in told], [int(count) for _, count in told]
+    assert keep == pytest.approx(400 * np.cumprod(1 - np.array(shares)), abs=4)
+    assert [(stage.name, stage.cached) for stage in ledger.stages] == [
+        ("scorer", False), ("scorer", True), ("signals round 1", False), ("scorer round 2", False),
+        ("signals round 2", False), ("scorer round 3", False),
+    ]  # fmt: skip
+    again = partial(find_scorer, model=doubting, **recipe)
+    second, _ = again(tiny_pool.take(best(tiny_pool, once, keep[0])))
+    assert again(tiny_pool.take(best(tiny_pool, second, keep[1])))[1] == file
+    assert ledger.stages[-1].cached
+
+    capsys.readouterr()
+    few = partial(Captioner, **TOWERS, noise_rate=0.95)
+    assert find(model=few, again_above=0.3)[0].wrong_share == pytest.approx(0.95, abs=0.03)  # no batch would be full
+    assert find(model=partial(Captioner, **TOWERS), again_above=0.0)[0].wrong_share is None
+    assert "another learns" not in capsys.readouterr().out
+
+
+def best(pool: Pairs, model: Model, keep: int) -> np.ndarray:
+    """The rows of the pairs with the highest alignment."""
+    assert isinstance(model, Captioner)
+    loader = ordered_loader(PairsDataset.seen_by(model, pool), batch_size=64)
+    fit = torch.cat([model.signals(batch)["alignment"] for batch in loader])
+    return np.sort(torch.topk(fit, keep).indices.numpy())
 
 
 if __name__ == "__main__":

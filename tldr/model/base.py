@@ -74,6 +74,11 @@ class Model(L.LightningModule, ABC):
         behind = [weights[name] for name in names if name in weights]
         return [name for name in self.left_to_chance if any(re.match(pattern, name) for pattern in behind)]
 
+    @property
+    def wrong_share(self) -> float | None:
+        """The share of the captions it learned from that it has found wrong, where it reckons with such."""
+        return None
+
     def configure_model(self) -> None:
         """What has to know of all processes: parts that ``share`` (a codebook) become theirs together, and the weights
         are divided among them where the trainer's strategy asks for that. Raises ValueError where the number of times

@@ -110,6 +110,11 @@ class Captioner(Model):
         waits = "codes" in names and self.quantizer is not None and not self.quantizer.active
         return [*super().unlearned(names), *["the codebook"] * waits]
 
+    @property
+    def wrong_share(self) -> float | None:
+        """As ``noise_rate`` begins and training moves it, an average of the last batches."""
+        return None if self.noise is None else float(self.noise)
+
     def prepare(self, captions: Sequence[str]) -> None:
         """Find the keywords that the codebook begins from."""
         if self.quantizer is not None and self.quantizer.init == "keywords":

@@ -1,6 +1,6 @@
 """The models that score a pool: checkpoints that are given, or models trained on the pool itself (the paper's step 1),
 once: what was trained for the same pool in the same way before is taken from the cache; what was killed while training
-goes on."""
+goes on. One that finds many captions wrong learns again, from the pairs that it believes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from filelock import FileLock
 from lightning.pytorch.loggers import Logger
 
+from tldr.check import check_number
 from tldr.engine import Engine
 from tldr.ledger import Ledger, cost_of
 from tldr.model.base import Model, load_model
@@ -36,6 +38,7 @@ HOW_FAST = (
 )  # fmt: skip
 # Likewise, and apart from HOW_FAST, which itself is in a scorer's digest: were it longer, all scorers would be others.
 TEACHES_NOTHING = frozenset({*HOW_FAST, "max_time", "log_every_n_steps"})
+ROUNDS = 3  # the most that a scorer learns in
 
 
 def pick_device(device: str) -> torch.device:
@@ -74,10 +77,12 @@ def find_scorer(
     logger: Logger | None,
     callbacks: Sequence[L.Callback] = (),
     name: str = MAIN,
+    turn: str = "",
 ) -> tuple[Model, Path]:
     """The scorer and its checkpoint: of ours, or one that ``model`` can begin from (`tldr.tasks.begin`).
 
-    ``training`` holds `fit`'s arguments: max_steps, batch_size, ...; ``name`` is what selectors call the scorer."""
+    ``training`` holds `fit`'s arguments: max_steps, batch_size, ...; ``name`` is what selectors call the scorer,
+    ``turn`` by what else it is told from others in ledger and log."""
     if checkpoint is not None:
         return open_model(checkpoint, model), Path(checkpoint)
     kind: Any = model.func
@@ -89,17 +94,52 @@ def find_scorer(
     folder = cache / "scorers" / digest
     folder.mkdir(parents=True, exist_ok=True)
     # Jobs of a sweep wait for the one that trains.
-    with FileLock(folder / "lock"), ledger.stage(f"scorer {name}".strip(), home=folder) as stage:
+    called = f"{name} {turn}".strip()
+    with FileLock(folder / "lock"), ledger.stage(f"scorer {called}".strip(), home=folder) as stage:
         file = folder / "model.ckpt"
         stage.cached = file.is_file()
         if not stage.cached:
             print(f"no {_key(name)} given: training {model.func.__name__} on {len(pool)} pairs, once, into {folder}")
-            told = None if logger is None else part_of(logger, name)
+            told = None if logger is None else part_of(logger, called)
             _, file = fit(
                 pool, model=model, trainer=trainer, folder=folder, seed=seed, logger=told, callbacks=callbacks,
                 resume=(folder / LAST).exists(), identity={"scorer": digest}, stage=stage,
                 **training)  # fmt: skip
     return load_model(file), file
+
+
+def find_sure_scorer(
+    pool: Pairs, *, again_above: float, extraction: Mapping[str, Any], cache: Path, ledger: Ledger, **recipe: Any
+) -> tuple[Model, Path]:
+    """`find_scorer`, and where it has found more than ``again_above`` of the captions wrong (`Model.wrong_share`), a
+    second one: of the same recipe, it learns from scratch from the pairs whose alignment by the first is highest, as
+    many as that believes, if they fill a batch; `ROUNDS` in all. ``extraction`` has `score`'s arguments.
+
+    What learns from wrong captions comes to know some by heart, and believes them; the next has not seen most of them.
+    Choosing what to learn from by the loss of a model that has learned is from co-teaching (Han et al. 2018, arXiv
+    1804.06872) and its kin, doing so in rounds from Shen and Sanghavi 2019 (arXiv 1810.11874)."""
+    learn = partial(find_scorer, **recipe, cache=cache, ledger=ledger)
+    model, file = learn(pool)
+    share, given = 1.0, recipe["checkpoint"] is not None
+    for number in range(1, ROUNDS):
+        wrong = model.wrong_share
+        if given or wrong is None or wrong <= again_above:
+            break
+        share *= 1 - wrong
+        keep = round(share * len(pool))
+        if keep < recipe["training"]["batch_size"]:
+            break
+        print(
+            f"{type(model).__name__} has found {wrong:.0%} of the captions wrong, more than "
+            f"training.again_above={again_above}: another learns from the {keep} pairs that fit best"
+        )
+        judged = f"{recipe['name']} round {number}".strip()
+        said = score(pool, model, cache=cache, ledger=ledger, name=judged, **extraction)
+        fit = said["alignment"].read()
+        fit[list(said.errors())] = -np.inf  # of a picture that could not be decoded it says nothing
+        believed = np.sort(np.argsort(-fit, kind="stable")[:keep])
+        model, file = learn(pool.take(believed), turn=f"round {number + 1}")
+    return model, file
 
 
 def refuse_chance(model: Model, signals: Iterable[str], key: str) -> None:
@@ -187,6 +227,8 @@ class Scorers:
             recipe = {"checkpoint": None, **recipes[name]}
             recipe["training"] = {**training, **recipe.get("training", {})}
             seed = recipe["training"].pop("seed", None)
+            above = recipe["training"].pop("again_above", 1.0)
+            check_number("training.again_above", above, "a share of wrong captions, from 0 to 1 (never)", low=0, high=1)
             own = options if seed is None else {**options, "seed": seed}
             watch = callbacks if name == MAIN else ()
             if name in asked:
@@ -195,7 +237,9 @@ class Scorers:
             gives = _gives(recipe["model"])
             if not recipe["checkpoint"] and gives and (missing := sorted(set(wanted).difference(gives))):
                 raise ValueError(_not_given(name, recipe["model"].func.__name__, missing, gives))
-            model, files[name] = find_scorer(pool, **recipe, **own, callbacks=watch, name=name)
+            model, files[name] = find_sure_scorer(
+                pool, **recipe, **own, callbacks=watch, name=name, again_above=above, extraction=extraction
+            )
             refuse_chance(model, wanted, _key(name))
             for key, value in asked.get(name, {}).items():
                 if (has := getattr(model, key)) != value:

@@ -7,25 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from omegaconf import DictConfig, OmegaConf
 
 LONGEST = 150  # characters of a part of a path; most file systems take 255
 
 Load = Callable[[Path], Mapping[str, Any]]
 
 
-def resolved(cfg: DictConfig, hydra: Any) -> dict[str, Any]:
-    """What was composed, as plain containers. Raises ValueError for a value that has no default and was not given, with
-    the file, of those that ``hydra``, its own configuration, tells of, which says what it is."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
+def refuse_missing(keys: Iterable[str], hydra: Any) -> None:
+    """Raises ValueError for the first of the ``keys`` that have no default and were not given, with the file, of those
+    that ``hydra``, its own configuration, tells of, which says what it is."""
+    if missing := sorted(keys):
         key = missing[0].partition("[")[0]
         raise ValueError(f"{key} is missing, and has no default: give {key}=..., of which {_told_in(key, hydra)} more")
-    found: Any = OmegaConf.to_container(cfg, resolve=True)
-    return found
 
 
 def _told_in(key: str, hydra: Any) -> str:
