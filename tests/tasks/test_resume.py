@@ -255,8 +255,8 @@ def test_a_scorer_that_finds_many_captions_wrong_learns_again_from_those_it_beli
     shares, keep = [int(share) / 100 for share, _ in told], [int(count) for _, count in told]
     assert keep == pytest.approx(400 * np.cumprod(1 - np.array(shares)), abs=4)
     assert [(stage.name, stage.cached) for stage in ledger.stages] == [
-        ("scorer", False), ("scorer", True), ("signals round 1", False), ("scorer round 2", False),
-        ("signals round 2", False), ("scorer round 3", False),
+        ("scorer", False), ("scorer", True), ("signals round-1", False), ("scorer round-2", False),
+        ("signals round-2", False), ("scorer round-3", False),
     ]  # fmt: skip
     again = partial(find_scorer, model=doubting, **recipe)
     second, _ = again(tiny_pool.take(best(tiny_pool, once, keep[0])))

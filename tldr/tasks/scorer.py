@@ -133,12 +133,12 @@ def find_sure_scorer(
             f"{type(model).__name__} has found {wrong:.0%} of the captions wrong, more than "
             f"training.again_above={again_above}: another learns from the {keep} pairs that fit best"
         )
-        judged = f"{recipe['name']} round {number}".strip()
+        judged = f"{recipe['name']} round-{number}".strip()
         said = score(pool, model, cache=cache, ledger=ledger, name=judged, **extraction)
         fit = said["alignment"].read()
         fit[list(said.errors())] = -np.inf  # of a picture that could not be decoded it says nothing
         believed = np.sort(np.argsort(-fit, kind="stable")[:keep])
-        model, file = learn(pool.take(believed), turn=f"round {number + 1}")
+        model, file = learn(pool.take(believed), turn=f"round-{number + 1}")
     return model, file
 
 
