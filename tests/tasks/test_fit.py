@@ -98,7 +98,9 @@ class Stop(L.Callback):
 class StopBetween(L.Callback):
     """Likewise, once, when of the two batches of a step only the first has been seen."""
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         trainer.should_stop = batch_idx == 6
 
 
