@@ -6,6 +6,7 @@ All their columns stay, what was planted and the captions before refinement amon
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from tldr.data.base import Bad, Reader, Row
@@ -25,9 +26,7 @@ class Subset(Reader):
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs with their uids, in their order."""
         others = [name for name in self.pairs.table.column_names if name not in (*REQUIRED, DIGEST, SECOND_DIGEST)]
-        number = 0
-        for batch in self.pairs.table.to_batches(_ROWS):
-            for found in batch.to_pylist():
-                extra = {name: found[name] for name in others}
-                yield Row(found["image"], found["caption"], found["uid"], extra, f"{self.home.name} row {number}")
-                number += 1
+        rows = chain.from_iterable(batch.to_pylist() for batch in self.pairs.table.to_batches(_ROWS))
+        for number, found in enumerate(rows):
+            extra = {name: found[name] for name in others}
+            yield Row(found["image"], found["caption"], found["uid"], extra, f"{self.home.name} row {number}")

@@ -120,10 +120,12 @@ def find_sure_scorer(
     1804.06872) and its kin, doing so in rounds from Shen and Sanghavi 2019 (arXiv 1810.11874)."""
     learn = partial(find_scorer, **recipe, cache=cache, ledger=ledger)
     model, file = learn(pool)
-    share, given = 1.0, recipe["checkpoint"] is not None
+    if recipe["checkpoint"] is not None:
+        return model, file
+    share = 1.0
     for number in range(1, ROUNDS):
         wrong = model.wrong_share
-        if given or wrong is None or wrong <= again_above:
+        if wrong is None or wrong <= again_above:
             break
         share *= 1 - wrong
         keep = round(share * len(pool))
