@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,16 +23,13 @@ def module() -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Callable[..., str]:
+def benchmark(tmp_path: Path, run_forked: Callable[..., Any]) -> Callable[..., str]:
     """``benchmark("learning", "--size", "200")``, in `tmp_path`; what it printed."""
 
     def run(name: str, *words: str, **environment: str) -> str:
-        done = subprocess.run(
-            [sys.executable, ROOT / "benchmarks" / f"{name}.py", *words], cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        script = ROOT / "benchmarks" / f"{name}.py"
+        done = run_forked([script, *words], cwd=tmp_path, env={**os.environ, **environment})
+        assert done.returncode == 0, done.stdout[-5000:]
         return done.stdout
 
     return run

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 WORDS = (
-    "--pictures 20 --iterations 2 --size 200 --validation 20 --test-size 50 --beginnings 2 --epochs 1 --batch-size 50"
+    "--width 4 --pictures 10 --iterations 2 --size 200 --validation 20 --test-size 50 --beginnings 2 --epochs 1"
+    " --batch-size 50"
 )
 
 
@@ -29,9 +30,9 @@ def test_a_row_for_everything_that_teaches(benchmark, tmp_path, test_data):
         "everything",
     ]
     assert all(0 <= value <= 100 for row in rows for value in row["accuracies"])
-    assert {row["steps"] for row in rows if "as many steps" in row["what"] or "distilled" in row["what"]} == {6}
-    assert "| distilled, random | 6 |  | " in (tmp_path / "out" / "results.md").read_text()
-    assert said.count("distilling 20 pictures") == 2
+    assert {row["steps"] for row in rows if "as many steps" in row["what"] or "distilled" in row["what"]} == {3}
+    assert "| distilled, random | 3 |  | " in (tmp_path / "out" / "results.md").read_text()
+    assert said.count("distilling 10 pictures") == 2
     again = run()
     assert "distilling" not in again  # what is there is not computed again
     assert "looking for its rate" not in again

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,20 +45,25 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(project: Path) -> Callable[..., str]:
-    """Run ``python ...`` in the project; what it printed. ``fails=True``: it must fail."""
+def command(project: Path, run_forked: Callable[..., Any]) -> Callable[..., str]:
+    """Run ``python ...`` in the project; what it printed. ``fails=True``: it must fail; ``anew=True``: by a Python
+    that has imported nothing yet."""
 
-    def run(line: str, *, fails: bool = False) -> str:
+    def run(line: str, *, fails: bool = False, anew: bool = False) -> str:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
         # As from a fresh shell: this process's own W&B service would take the runs of the command.
         own = ("TLDR_DATA", "TLDR_CACHE", "WANDB_SERVICE")
         environment = {key: value for key, value in environment.items() if key not in own}
-        words = [sys.executable if word == "python" else word for word in line.split()]
-        done = subprocess.run(
-            words, cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        said = done.stdout + done.stderr
-        assert (done.returncode != 0) == fails, said[-4000:]
-        return said
+        python, *words = line.split()
+        assert python == "python"
+        if anew:
+            done = subprocess.run(
+                [sys.executable, *words], cwd=project, env=environment, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
+            )  # fmt: skip
+        else:
+            done = run_forked(words, cwd=project, env=environment)
+        assert (done.returncode != 0) == fails, done.stdout[-4000:]
+        return done.stdout
 
     return run

@@ -122,7 +122,7 @@ def test_what_changes_the_pairs_does_not_replace_a_finished_selection(command, p
 
 def test_a_subset_is_bit_for_bit_the_same_again(command, project):
     for out in ("one", "two"):
-        command(f"python select.py compression=0.75 refiner=best out={out} logger=none")
+        command(f"python select.py compression=0.75 refiner=best out={out} logger=none", anew=True)
     assert (project / "one" / "pairs.arrow").read_bytes() == (project / "two" / "pairs.arrow").read_bytes()
     assert (project / "one" / "decisions.parquet").read_bytes() == (project / "two" / "decisions.parquet").read_bytes()
     refined = Pairs.open(project / "one")

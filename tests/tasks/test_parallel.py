@@ -3,7 +3,6 @@
 
 import math
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -56,23 +55,33 @@ def train(pairs: Pairs, folder: Path, model: str, strategy: str, then: str = "en
     )  # fmt: skip
 
 
-def run(pairs: Pairs, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, __file__, str(pairs.write(folder.with_suffix(".arrow"))), str(folder), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+@pytest.fixture
+def run(run_forked):
+    """``run(pairs, folder, model, strategy)``: `train` in a process of its own, which starts the second."""
+
+    def run(pairs: Pairs, folder: Path, *words: str):
+        folder.mkdir(exist_ok=True)
+        script = [__file__, pairs.write(folder.with_suffix(".arrow")), folder, *words]
+        return run_forked(script, cwd=folder.parent, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    return run
 
 
-def learn(pairs: Pairs, folder: Path, *words: str) -> dict[str, torch.Tensor]:
-    """The weights that two processes have learned in ``folder``."""
-    done = run(pairs, folder, *words)
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert [path.name for path in folder.iterdir()] == ["model.ckpt"]
-    return load_model(folder).state_dict()
+@pytest.fixture
+def learn(run):
+    """``learn(pairs, folder, model, strategy)``: the weights that two processes have learned in ``folder``."""
+
+    def learn(pairs: Pairs, folder: Path, *words: str) -> dict[str, torch.Tensor]:
+        done = run(pairs, folder, *words)
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert [path.name for path in folder.iterdir()] == ["model.ckpt"]
+        return load_model(folder).state_dict()
+
+    return learn
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_learns(tiny_pool, tmp_path, strategy):
+def test_two_processes_learn_what_one_learns(tiny_pool, tmp_path, learn, strategy):
     train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
     expected = load_model(tmp_path / "one").state_dict()
     found = learn(tiny_pool, tmp_path / "two", "clip", strategy)
@@ -85,7 +94,7 @@ def test_averaged_weights_want_whole_ones(tiny_pool, tmp_path):
         train(tiny_pool, tmp_path, model="clip", strategy="fsdp", ema=0.9)
 
 
-def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path):
+def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path, run, learn):
     train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
     assert run(tiny_pool, tmp_path / "two", "clip", "fsdp", "dies").returncode != 0
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["last.ckpt"]
@@ -94,7 +103,7 @@ def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path):
 
 
 @pytest.mark.parametrize("model", ["blip", "vqvlm"])
-def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, model):
+def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, learn, model):
     """BLIP's teacher and queue, the codebook: what is no weight of a layer."""
     expected = learn(tiny_pool, tmp_path / "ddp", model, "ddp")
     found = learn(tiny_pool, tmp_path / "fsdp", model, "fsdp")

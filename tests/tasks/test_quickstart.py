@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_results_and_figure(tmp_path):
+def test_results_and_figure(tmp_path, run_forked):
     script = ROOT / "benchmarks" / "quickstart.py"
     size = ["--size", "400", "--steps", "3", "--scorer-steps", "260", "--batch-size", "16", "--out", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, script, *map(str, size)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_forked([script, *size], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout[-3000:]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["full", "random", "tldr"]
     assert [row["pairs"] for row in results["rows"]] == [400, 100, 100]

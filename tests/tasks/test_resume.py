@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -81,21 +80,23 @@ def train(name: str, pairs: Pairs, folder: Path, **more) -> dict[str, torch.Tens
     return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
 
 
-def killed(name: str, pairs: Pairs, folder: Path, step: int) -> None:
-    """Run the case in another process, which dies at ``step``."""
-    folder.mkdir()
-    words = [name, pairs.write(folder / "pairs.arrow"), folder, step, torch.get_num_threads()]
-    done = subprocess.run(
-        [sys.executable, __file__, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr[-4000:]
-    assert (folder / "last.ckpt").is_file()
-    assert not (folder / "model.ckpt").exists()
+@pytest.fixture
+def killed(run_forked):
+    """``killed(name, pairs, folder, step)``: run the case in another process, which dies at ``step``."""
+
+    def run(name: str, pairs: Pairs, folder: Path, step: int) -> None:
+        folder.mkdir()
+        words = [name, pairs.write(folder / "pairs.arrow"), folder, step, torch.get_num_threads()]
+        done = run_forked([__file__, *words], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == -signal.SIGKILL, done.stdout[-4000:]
+        assert (folder / "last.ckpt").is_file()
+        assert not (folder / "model.ckpt").exists()
+
+    return run
 
 
 @pytest.mark.parametrize(("name", "step"), [("blip", 22), ("vqvlm", 19), ("accumulated", 14)])
-def test_a_killed_run_ends_with_the_same_bits(name, step, tiny_pool, tmp_path, capsys):
+def test_a_killed_run_ends_with_the_same_bits(name, step, tiny_pool, tmp_path, killed, capsys):
     expected = train(name, tiny_pool, tmp_path)
     killed(name, tiny_pool, tmp_path / "killed", step)
     found = train(name, tiny_pool, tmp_path / "killed", resume=True)
@@ -115,7 +116,7 @@ def test_the_data_order_matters_to_the_bits(tiny_pool, tmp_path):
     assert not all(torch.equal(one[key], other[key]) for key in one if one[key].shape == other[key].shape)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path, killed):
     killed("accumulated", tiny_pool, tmp_path / "killed", 8)
     with pytest.raises(ValueError, match=r"last\.ckpt is of another run: case was 'accumulated' and is now 'x'; lr "):
         train("accumulated", tiny_pool, tmp_path / "killed", resume=True, identity={"case": "x", "lr": 1})

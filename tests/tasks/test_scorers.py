@@ -114,7 +114,7 @@ def labelled(project) -> str:
 
 def test_the_classifier_learns_the_labels_that_the_selector_names(command, project, labelled):
     line = f"python select.py {labelled} selector=data_pruning selector.score=el2n {QUICK}"
-    line += " training.max_steps=30 training.batch_size=16"
+    line += " scorers.classifier.training.max_steps=30 training.batch_size=16"
     command(f"{line} selector.labels=colour out=kept")
     reasons = pq.read_table(project / "kept" / "decisions.parquet")["reason"].to_pylist()
     assert all(reason.startswith("EL2N") for reason in reasons)
