@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from tldr.model.base import load_model
 from tldr.model.blip import Blip
@@ -20,7 +21,11 @@ from tldr.pairs import Pairs
 from tldr.tasks.fit import fit
 
 ROOT = Path(__file__).parents[2]
-STRATEGIES = {"one": lambda: "auto", "ddp": lambda: "ddp", "fsdp": FullyShardedStrategy}
+STRATEGIES = {
+    "one": lambda: "auto",
+    "ddp": partial(DDPStrategy, broadcast_buffers=False),  # as conf/trainer/ddp.yaml has it
+    "fsdp": FullyShardedStrategy,
+}
 MODELS = {
     "clip": partial(Clip, embed_dim=8),
     "blip": partial(Blip, embed_dim=8, queue_size=64, momentum=0.9),
