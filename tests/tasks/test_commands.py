@@ -154,6 +154,15 @@ def test_a_scorer_that_lacks_what_the_selector_needs_is_named(command):
     assert "refiner=none" in said
 
 
+def test_two_processes_train_together(command, project):
+    given = "trainer=ddp trainer.accelerator=cpu trainer.devices=2 batch_size=16"
+    said = command(f"python train.py model=blip out=both {given}")
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in said  # Lightning has begun it, by the same command
+    assert said.count("wrote both/model.ckpt") == 1
+    assert len(list((project / "both").rglob("run-*.wandb"))) == 1
+    assert "retrieval/tr@1" in command("python evaluate.py checkpoint=both evaluator=retrieval logger=none")
+
+
 def test_real_photographs_from_a_pool_to_numbers(command, project, test_data):
     root = test_data / "flickr8k"
     command(f"python select.py data=flickr8k data.root={root} selector=tldr compression=0.75 out=flickr8k logger=none")

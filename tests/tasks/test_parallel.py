@@ -3,7 +3,10 @@
 
 import math
 import os
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -62,12 +65,21 @@ def train(pairs: Pairs, folder: Path, model: str, strategy: str, then: str = "en
 
 @pytest.fixture
 def run(run_forked):
-    """``run(pairs, folder, model, strategy)``: `train` in a process of its own, which starts the second."""
+    """``run(pairs, folder, model, strategy)``: `train` in two processes, which a launcher as torchrun has begun; what
+    both have ended with. (tests/tasks/test_commands.py has Lightning begin the second.)"""
 
     def run(pairs: Pairs, folder: Path, *words: str):
         folder.mkdir(exist_ok=True)
         script = [__file__, pairs.write(folder.with_suffix(".arrow")), folder, *words]
-        return run_forked(script, cwd=folder.parent, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+        def part(rank: int):
+            return run_forked(script, cwd=folder.parent, env={**shared, "LOCAL_RANK": str(rank)})
+
+        with ThreadPoolExecutor(2) as both:
+            return list(both.map(part, range(2)))
 
     return run
 
@@ -77,8 +89,8 @@ def learn(run):
     """``learn(pairs, folder, model, strategy)``: the weights that two processes have learned in ``folder``."""
 
     def learn(pairs: Pairs, folder: Path, *words: str) -> dict[str, torch.Tensor]:
-        done = run(pairs, folder, *words)
-        assert done.returncode == 0, done.stdout[-4000:]
+        for done in run(pairs, folder, *words):
+            assert done.returncode == 0, done.stdout[-4000:]
         assert [path.name for path in folder.iterdir()] == ["model.ckpt"]
         return load_model(folder).state_dict()
 
@@ -101,7 +113,7 @@ def test_averaged_weights_want_whole_ones(tiny_pool, tmp_path):
 
 def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path, run, learn):
     train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
-    assert run(tiny_pool, tmp_path / "two", "clip", "fsdp", "dies").returncode != 0
+    assert all(done.returncode for done in run(tiny_pool, tmp_path / "two", "clip", "fsdp", "dies"))
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["last.ckpt"]
     found = learn(tiny_pool, tmp_path / "two", "clip", "fsdp", "resumes")
     torch.testing.assert_close(found, load_model(tmp_path / "one").state_dict(), atol=1e-4, rtol=1e-4)

@@ -52,12 +52,21 @@ class StepBar(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self.bar: tqdm | None = None
+        self.quiet = False
+
+    def disable(self) -> None:
+        """Show nothing: what Lightning asks of all processes but the first."""
+        self.quiet = True
+
+    def enable(self) -> None:
+        """Show it again."""
+        self.quiet = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open it, at the step where a resumed run is."""
         name = f"training {type(pl_module).__name__}"
-        quiet = not trainer.is_global_zero
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc=name, unit="step", disable=quiet)
+        begun = trainer.global_step
+        self.bar = tqdm(total=trainer.max_steps, initial=begun, desc=name, unit="step", disable=self.quiet)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
