@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from tldr.atomic import atomic_path
 REQUIRED = ("uid", "image", "caption")
 DIGEST = "image_digest"  # of the picture's bytes: two pools with the same names and other pixels are two pools
 SECOND, SECOND_DIGEST = "image_2", "image_2_digest"  # the same of the second picture, where a task has two
+HASHED = (*REQUIRED, DIGEST, SECOND, SECOND_DIGEST)
 TRUTH = "truth_"
 _METADATA_KEY = b"tldr"
 _HASH_ROWS = 65_536
@@ -108,7 +109,7 @@ class Pairs:
         missing = [name for name in REQUIRED if name not in table.column_names]
         if missing:
             raise ValueError(f"pairs need the columns {', '.join(REQUIRED)}; missing: {', '.join(missing)}")
-        for name in (*REQUIRED, DIGEST, SECOND, SECOND_DIGEST):
+        for name in HASHED:
             if name in table.column_names:
                 at = table.column_names.index(name)
                 table = table.set_column(at, name, table[name].cast(pa.large_string()))
@@ -167,8 +168,7 @@ class Pairs:
     def hash(self) -> str:
         """Content hash over uid, image, caption, second image and, where known, the pictures' bytes (16 hex digits)."""
         digest = hashlib.blake2b(digest_size=8)
-        hashed = (*REQUIRED, DIGEST, SECOND, SECOND_DIGEST)
-        names = [name for name in hashed if name in self.table.column_names]
+        names = [name for name in HASHED if name in self.table.column_names]
         for name in names:
             digest.update(name.encode())
             column = self.table[name].fill_null("") if self.table[name].null_count else self.table[name]
@@ -177,6 +177,12 @@ class Pairs:
                 digest.update(pc.binary_length(part.cast(pa.large_binary())).to_numpy().astype("<i8").tobytes())
                 digest.update("".join(part.to_pylist()).encode())
         return digest.hexdigest()
+
+    def digest(self, names: Iterable[str]) -> str:
+        """Of the columns ``names`` what `hash` does not cover, such as labels (16 hex digits each); "" of none."""
+        further = [name for name in names if name not in HASHED]
+        values = [self.table[name].to_pylist() if name in self.table.column_names else [] for name in further]
+        return "-".join(hashlib.blake2b(json.dumps(v, default=str).encode(), digest_size=8).hexdigest() for v in values)
 
     @property
     def seen(self) -> str:

@@ -9,12 +9,15 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from tldr.data.loading import PairsData, PairsDataset, collate
+from tldr.engine import Local
+from tldr.ledger import Ledger
 from tldr.model.base import load_model
 from tldr.model.classifier import Classifier
 from tldr.nn.convnet import moved
@@ -22,6 +25,7 @@ from tldr.nn.snapshot import Snapshot
 from tldr.pairs import Pairs
 from tldr.signal.extract import extract
 from tldr.tasks.fit import fit
+from tldr.tasks.scorer import score
 
 N, SIZE = 40, 8
 IMAGE = {"backbone": "convnet", "image_size": SIZE, "channels": 4, "patch_size": 2}
@@ -165,6 +169,21 @@ def test_the_early_weights_are_those_of_their_step(pool, tmp_path):
     torch.testing.assert_close(again.signals(batch), whole.signals(batch))
 
 
+def test_a_class_that_few_pictures_have_is_learned(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("tldr.tasks.fit.CORPUS", 3)  # so many captions are looked at: of a large pool not all are
+    labels = ["green" if row == 1 else label for row, label in enumerate(pool.column("label"))]
+    assert train(pool.with_column("label", labels), tmp_path, steps=6).classes == ["blue", "green", "red"]
+
+
+def test_other_labels_of_the_same_pictures_are_asked_about(pool, tmp_path):
+    options: Any = {"cache": tmp_path / "cache", "engine": Local(), "device": torch.device("cpu"), "batch_size": 8}
+    ask = partial(score, model=train(pool, tmp_path), ledger=Ledger(), num_workers=0, **options)
+    turned = pool.with_column("label", [{"red": "blue", "blue": "red"}[label] for label in pool.column("label")])
+    before, after = ask(pool)["el2n"].read(), ask(turned)["el2n"].read()
+    assert np.all(before != after)
+    np.testing.assert_array_equal(ask(pool)["el2n"].read(), before)
+
+
 def test_wrong_labels_are_harder(tmp_path):
     # Too many to be learned by heart, and slowly: N at OPTIMIZER's rate are, more or less, as the processor rounds.
     count, slow = 4 * N, {**OPTIMIZER, "lr": 1e-3}
@@ -228,7 +247,7 @@ def test_errors_name_the_key(pool, tmp_path):
     with pytest.raises(ValueError, match="these pairs have no column kind"):
         train(pool, tmp_path, column="kind")
     with pytest.raises(ValueError, match=r"model.column=label: .* 1 different labels, and pairs without one"):
-        build(classes=None).prepare_columns({"label": ["a", None]})
+        build(classes=None).prepare_table(pa.table({"label": ["a", None]}))
     model, batch = build(), batch_of(pool, range(4))
     strange: Any = {**batch, "columns": {**batch["columns"], "label": ["green"] * 4}}
     bare: Any = {**batch, "columns": {}}

@@ -1,6 +1,7 @@
 from typing import Any
 
 import lightning as L
+import pyarrow as pa
 import pytest
 import torch
 
@@ -41,7 +42,7 @@ def make_batch(seed: int = 0) -> Any:
 
 
 def fit(model: Vqa, steps: int, **options) -> L.Trainer:
-    model.prepare_columns(make_batch()["columns"])
+    model.prepare_table(pa.table(make_batch()["columns"]))
     return train(model.train(), steps, make_batch, gradient_clip_val=1.0, **options)
 
 
@@ -65,7 +66,7 @@ def test_all_of_a_backbone_trains_whatever_it_was_trained_for(tmp_path, objectiv
 def test_it_learns_what_can_be_told(kind, mode):
     """Who sees nothing but the question can get five of nine right."""
     model, batch = build(kind, mode=mode), make_batch(99)
-    model.prepare_columns(batch["columns"])
+    model.prepare_table(pa.table(batch["columns"]))
     before = loss(model)
     fit(model, 20)
     assert loss(model) < before - 0.1
@@ -93,14 +94,14 @@ def test_all_that_learns_gets_a_gradient(kind, mode, shared):
 def test_its_checkpoint_loads_by_itself_with_its_answers(kind, mode, tmp_path):
     before = save(backbone(kind, TOKENIZER), tmp_path)
     model = build(kind, backbone=before, mode=mode, num_answers=3)
-    model.prepare_columns(make_batch()["columns"])
+    model.prepare_table(pa.table(make_batch()["columns"]))
     again = load_model(save(model.eval(), tmp_path))
     assert isinstance(again, Vqa)
     assert again.answers == model.answers == ["no", "yes", "red"]
     batch = make_batch()
     assert again.answer(batch) == model.answer(batch)
     torch.testing.assert_close(again.losses(batch), model.losses(batch), rtol=0, atol=0)
-    again.prepare_columns({"answers": [["other"]]})
+    again.prepare_table(pa.table({"answers": [["other"]]}))
     assert again.answers == ["no", "yes", "red"]  # a model that has learned to say them goes on with them
 
 
@@ -108,7 +109,7 @@ def test_the_vocabulary_is_what_people_said_most():
     given = [["Yes", "yes ", "no"], ["2", "two", "2"], ["no", "a b", "c"]]
     for count, expected in ((2, ["2", "no"]), (3, ["2", "no", "yes"]), (99, ["2", "no", "yes", "a b", "c", "two"])):
         model = build(num_answers=count)
-        model.prepare_columns({"answers": given})
+        model.prepare_table(pa.table({"answers": given}))
         assert model.answers == expected
         assert model.hparams["answers"] == expected
 
@@ -129,7 +130,7 @@ def test_capitals_are_no_answers_of_their_own(count):
     """The vocabulary is in lower case, and so is what is learned of people who write "Yes"."""
     given = {"answers": [["Yes"] * count, ["No"] * count]}
     model = build()
-    model.prepare_columns(given)
+    model.prepare_table(pa.table(given))
     assert model.answers == ["no", "yes"]
     assert model._targets(given["answers"]).tolist() == [[0, 1], [1, 0]]
 
@@ -200,7 +201,7 @@ def test_errors_name_the_key(monkeypatch):
             with pytest.raises(ValueError, match=r"no answers to choose from: give answers=\.\.\."):
                 ask(make_batch())
         with pytest.raises(ValueError, match="the training pairs have no answers"):
-            model.prepare_columns({"answers": [[], []]})
+            model.prepare_table(pa.table({"answers": [[], []]}))
 
 
 def test_ranking_cannot_have_its_weights_divided():

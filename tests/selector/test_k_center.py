@@ -84,3 +84,19 @@ def test_reasons_tell_the_radius(pool, values, rows, store):
 def test_errors_name_the_option():
     with pytest.raises(ValueError, match=r"selector\.rows_per_cluster=0 must be at least 1"):
         KCenter(rows_per_cluster=0)
+
+
+def test_what_equals_a_pick_is_not_searched(monkeypatch):
+    """Of a picture that stands there a thousand times, one is picked: the rest costs no comparison."""
+    rng, asked = np.random.default_rng(0), []
+    rows = normal(rng.standard_normal((6, 8))).astype(np.float32)[np.r_[0:6, [2] * 1000]]
+
+    def counted(rows):
+        return lambda row: asked.append(row) or rows @ rows[row]
+
+    monkeypatch.setattr("tldr.selector.k_center.similarities", counted)
+    radius, place = farthest_first(rows, 3)
+    assert len(asked) == 6
+    assert sorted(place) == list(range(1006))
+    assert np.count_nonzero(radius) == 6
+    assert place[6:].tolist() == list(range(6, 1006))

@@ -118,7 +118,10 @@ def test_the_clip_score_is_fused(spoken, scribe, signals, values):
     assert scaled(np.array([3.0, 3.0])).tolist() == [0, 0]
 
 
-def test_tf_idf_is_the_cosine_of_weighted_terms():
+@pytest.mark.parametrize("together", [7, 1000])
+def test_tf_idf_is_the_cosine_of_weighted_terms(together, monkeypatch):
+    monkeypatch.setattr("tldr.data.phrases.CAPTIONS", together)
+    monkeypatch.setattr("tldr.selector.sieve.CAPTIONS", together)
     rng = np.random.default_rng(3)
     letters = np.array([*"abcdefg"])
     found = [" ".join(rng.choice(letters, rng.integers(0, 8))) for _ in range(40)]

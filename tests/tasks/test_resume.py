@@ -24,6 +24,7 @@ from tldr.ledger import Ledger
 from tldr.model.base import Model, load_model
 from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
+from tldr.model.classifier import Classifier
 from tldr.pairs import Pairs
 from tldr.report.tracking import no_logger
 from tldr.tasks import resume
@@ -206,6 +207,21 @@ def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"model\.ckpt is of another run: max_steps was 2 and is now 3"):
         ask(config={**options, "max_steps": 3})
     assert load_model(folder).image_size == 64
+
+
+def test_other_labels_are_another_run(tiny_pool, tmp_path):
+    def ask(*labels: str) -> Path:
+        pool = tiny_pool.with_column("label", [labels[row % 2] for row in range(len(tiny_pool))])
+        return train_task(
+            data=Shapes(tmp_path), model=partial(Classifier, image={**IMAGE, "backbone": "vit"}, optimizer=OPTIMIZER),
+            trainer=partial(L.Trainer, accelerator="cpu", enable_progress_bar=False), logger=no_logger,
+            names={"data": "shapes", "model": "classifier"}, cache=tmp_path / "cache", out=tmp_path / "out",
+            pairs=pool.write(tmp_path / "pool").parent, resume=True, max_steps=4, batch_size=32, seed=0,
+        )  # fmt: skip
+
+    assert ask("a", "b") == ask("a", "b")
+    with pytest.raises(ValueError, match=r"model\.ckpt is of another run: pairs was '\w+-\w+' and is now"):
+        ask("b", "a")
 
 
 class Fail(L.Callback):

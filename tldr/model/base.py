@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import lightning as L
+import pyarrow as pa
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
@@ -57,11 +58,16 @@ class Model(L.LightningModule, ABC):
     def prepare(self, captions: Sequence[str]) -> None:
         """Learn from the corpus before training begins, where a model does so (a codebook from keywords)."""
 
-    def prepare_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
-        """Learn from the pairs' extra ``columns`` before training begins, where a model does so (VQA's answers)."""
+    def prepare_table(self, table: pa.Table) -> None:
+        """Learn from the pairs' further columns before training begins, where a model does so (VQA's answers)."""
 
     def prepare_rows(self, count: int) -> None:
         """Make room for what is kept of each of the ``count`` training pairs, where a model does so (forgetting)."""
+
+    @classmethod
+    def columns_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """The `columns` of a model with such arguments."""
+        return cls.columns
 
     @classmethod
     def signals_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:

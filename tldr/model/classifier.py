@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class Classifier(Model):
                 "count": count,
             }
         )  # fmt: skip
-        self.columns = (column, "uid")
+        self.columns = self.columns_of({"column": column})
         self.column, self.early_steps, self.shift = column, early_steps, shift
         self.image, self.size = dict(image), members
         self.image_size, self.resize_mode = int(image["image_size"]), image.get("resize_mode", self.resize_mode)
@@ -108,11 +109,16 @@ class Classifier(Model):
         self.prepare_rows(count)
         self.train()
 
-    def prepare_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
+    @classmethod
+    def columns_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """The labels', and the uid."""
+        return arguments.get("column", "label"), "uid"
+
+    def prepare_table(self, table: pa.Table) -> None:
         """Learn the classes from the training pairs' labels."""
         if self.classes:
             return
-        found = set(columns[self.column])
+        found = set(table[self.column].unique().to_pylist())
         if None in found or len(found) < 2:
             raise ValueError(
                 f"model.column={self.column}: the training pairs have {len(found - {None})} different labels"

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +66,7 @@ class Vqa(Model):
     """``backbone`` is a checkpoint of ours (a file or its folder; of a head's, the backbone that it has tuned), or what
     `describe` tells of a model, which then begins at random; ``image`` has changes of its image encoder's arguments
     (image_size, drop_path). ``answers`` are what it can say; None: the ``num_answers`` most frequent in training, which
-    `prepare_columns` finds. ``top_k`` answers are ranked. The decoder that ranks is a copy of the backbone's, trained
+    `prepare_table` finds. ``top_k`` answers are ranked. The decoder that ranks is a copy of the backbone's, trained
     apart, as BLIP's, unless ``shared_decoder``. ``optimizer.head_lr_scale`` is for the classifier (ViLT: 10)."""
 
     columns = ("answers",)
@@ -113,11 +115,13 @@ class Vqa(Model):
             self._learn_to_say(answers)
         self.train()
 
-    def prepare_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
+    def prepare_table(self, table: pa.Table) -> None:
         """Learn what can be answered from the training pairs' ``answers`` (a list for each question)."""
         if self.answers:
             return
-        count = Counter(_plain(answer) for given in columns["answers"] for answer in given)
+        count: Counter[str] = Counter()
+        for said in pc.value_counts(pc.list_flatten(table["answers"])).to_pylist():
+            count[_plain(said["values"])] += said["counts"]
         if not count:
             raise ValueError("the training pairs have no answers (column answers)")
         ordered = sorted(count, key=lambda answer: (-count[answer], answer))  # equal counts in alphabetical order

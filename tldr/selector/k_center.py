@@ -20,6 +20,7 @@ from tldr.signal.sphere import Sphere, similarities, unit_rows
 from tldr.signal.store import Signals
 
 FIRST = 2.0  # the radius of the pair a search begins with: the greatest cosine distance there is
+EQUAL = 1e-6  # a distance that rounding makes
 
 
 class KCenter(Selector):
@@ -53,15 +54,18 @@ class KCenter(Selector):
 
 def farthest_first(rows: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
     """For (n, E) unit ``rows``: at which cosine distance from those before it each is picked (n,), beginning with
-    ``first``, and as which (n,). Ties in the order of the rows."""
+    ``first``, and as which (n,). In the order of the rows are ties, and those that equal one picked before: there may
+    be very many, which no clustering parts."""
     column = similarities(rows)
-    radius, place = np.empty(len(rows), np.float32), np.empty(len(rows), np.int64)
+    radius, place = np.zeros(len(rows), np.float32), np.empty(len(rows), np.int64)
     near = np.full(len(rows), -2, np.float32)  # the cosine to the nearest picked
-    pick, far = first, FIRST
-    for number in range(len(rows)):
+    pick, far, number = first, FIRST, 0
+    while far > EQUAL:
         radius[pick], place[pick] = far, number
         np.maximum(near, column(pick), out=near)
         near[pick] = np.inf
-        pick = int(near.argmin())
+        pick, number = int(near.argmin()), number + 1
         far = min(far, max(0.0, 1 - float(near[pick])))
+    left = np.flatnonzero(near != np.inf)
+    place[left] = np.arange(number, len(rows))
     return radius, place

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 
-from tldr.data.phrases import ids, words
+from tldr.data.phrases import CAPTIONS, ids, parts, words
 from tldr.ledger import Meter, metered
 from tldr.pairs import Pairs
 from tldr.selector.base import Selection, Selector, best, counts, inside
@@ -108,15 +108,15 @@ class Sieve(Selector):
         else:
             row, text = self._read(pool)
         found, plain = self.strip(pool.captions.combine_chunks()), self.strip(text)
-        # As many texts at once as there are captions, for memory's sake.
-        slices = [slice(start, start + len(pool)) for start in range(0, len(row), len(pool))]
         if self.sentence_encoder is None:
-            parts = [tf_idf(found, plain[part], row[part]) for part in slices]
+            cosine = tf_idf(found, plain, row)
         else:
             encoder = SentenceEncoder(self.sentence_encoder, self.batch_size, self.device)
             one = encoder(found)
-            parts = [np.einsum("ne,ne->n", one[row[part]], encoder(plain[part])) for part in slices]
-        cosine = np.concatenate([np.empty(0), *parts])
+            # As many texts at once as there are captions, for memory's sake.
+            slices = [slice(start, start + len(pool)) for start in range(0, len(row), len(pool))]
+            each = [np.einsum("ne,ne->n", one[row[part]], encoder(plain[part])) for part in slices]
+            cosine = np.concatenate([np.empty(0), *each])
         cosine[pc.equal(plain, "").to_numpy(zero_copy_only=False)] = 0  # nothing was said
 
         order = np.lexsort((-cosine, row))
@@ -175,30 +175,66 @@ def scaled(values: np.ndarray) -> np.ndarray:
 
 def tf_idf(found: pa.Array, text: pa.Array, row: np.ndarray) -> np.ndarray:
     """(n,) cosine of each ``text`` (n,) and the caption ``found`` (N,) at its ``row`` (n,), by words and bigrams: their
-    number, times log((1 + N) / (1 + df)) + 1 for the df captions found that have them."""
-    one, other = words(found), words(text)
-    vocabulary = pc.unique(pa.concat_arrays([one[1], other[1]]))
-    first, second = (_terms(at, ids(word, vocabulary), len(vocabulary) + 1) for at, word in (one, other))
-    term, frequency = np.unique(first[1], return_counts=True)
+    number, times log((1 + N) / (1 + df)) + 1 for the df captions found that have them. Of a few texts at a time: what
+    is known of all is how often a word or bigram was found."""
+    counts = Frequencies(found)
+    blocks = [slice(start, start + CAPTIONS) for start in range(0, len(row), CAPTIONS)]
+    cosines = [counts.cosine(found.take(pa.array(row[block])), text[block]) for block in blocks]
+    return np.concatenate([np.empty(0), *cosines])
 
-    def weigh(at: np.ndarray, terms: np.ndarray, number: np.ndarray, texts: int) -> np.ndarray:
-        place = np.minimum(np.searchsorted(term, terms), max(0, len(term) - 1))
-        known = term[place] == terms if len(term) else np.zeros(len(terms), bool)
-        df = np.where(known, frequency[place] if len(term) else 0, 0)
-        weight = number * (np.log((1 + len(found)) / (1 + df)) + 1)
-        length = np.sqrt(np.bincount(at, weight**2, texts))
-        return weight / np.maximum(length[at], 1e-12)
 
-    mine, theirs = weigh(*first, len(found)), weigh(*second, len(text))
-    # Terms numbered anew, so that caption and term make one number, by which both sides are joined.
-    names, number = np.unique(np.concatenate([first[1], second[1]]), return_inverse=True)
-    key = first[0] * len(names) + number[: len(first[1])]  # sorted, as the terms of a caption are
-    wanted = row[second[0]] * len(names) + number[len(first[1]) :]
-    place = np.minimum(np.searchsorted(key, wanted), max(0, len(key) - 1))
-    if not len(key):
-        return np.zeros(len(text))
-    product = np.where(key[place] == wanted, mine[place] * theirs, 0)
-    return np.bincount(second[0], product, len(text))
+class Frequencies:
+    """How many of N ``texts`` have each word and each bigram."""
+
+    def __init__(self, texts: pa.Array) -> None:
+        self.texts, blocks = len(texts), [block for _, block in parts(pa.chunked_array([texts]))]
+        heard = [pc.unique(words(block)[1]) for block in blocks]
+        self.vocabulary = pc.unique(pa.concat_arrays([pa.array([], pa.large_string()), *heard]))
+        self.term, self.frequency = np.empty(0, np.int64), np.empty(0, np.int64)
+        fresh: list[tuple[np.ndarray, np.ndarray]] = []
+        for number, block in enumerate(blocks, 1):
+            at, word = words(block)
+            _, term, _ = _terms(at, ids(word, self.vocabulary), self._size(self.vocabulary))
+            fresh.append(np.unique(term, return_counts=True))
+            # Seldom: to add a block to all costs as much as all.
+            if number == len(blocks) or sum(len(term) for term, _ in fresh) > len(self.term):
+                fresh.append((self.term, self.frequency))
+                self.term, place = np.unique(np.concatenate([term for term, _ in fresh]), return_inverse=True)
+                total = np.bincount(place, np.concatenate([count for _, count in fresh]), len(self.term))
+                self.frequency, fresh = total.astype(np.int64), []
+
+    def cosine(self, one: pa.Array, other: pa.Array) -> np.ndarray:
+        """(n,) of the texts ``one`` (n,) and ``other`` (n,), each with its neighbour."""
+        told = words(one), words(other)
+        vocabulary = pc.unique(pa.concat_arrays([word for _, word in told]))  # some of them in none of the N
+        known, size = ids(vocabulary, self.vocabulary), self._size(vocabulary)
+
+        def side(at: np.ndarray, word: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            text, term, number = _terms(at, ids(word, vocabulary), size)
+            weight = number * (np.log((1 + self.texts) / (1 + self._found(term, known, size))) + 1)
+            length = np.sqrt(np.bincount(text, weight**2, len(one)))
+            return text, term, weight / np.maximum(length[text], 1e-12)
+
+        (text, term, mine), (text2, term2, theirs) = side(*told[0]), side(*told[1])
+        keys = (text * size * (size + 1) + term, text2 * size * (size + 1) + term2)
+        _, here, there = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+        return np.bincount(text[here], mine[here] * theirs[there], len(one))
+
+    def _found(self, term: np.ndarray, known: np.ndarray, size: int) -> np.ndarray:
+        """(n,) how many of the N texts have the ``term`` (n,) of a vocabulary whose words are ``known`` here as these,
+        or as -1."""
+        if not len(self.term):
+            return np.zeros(len(term), np.int64)
+        first, last = term // size - 1, known[term % size]  # of a word alone, first is -1
+        before = np.where(first < 0, 0, known[first] + 1)
+        here = before * self._size(self.vocabulary) + last
+        place = np.minimum(np.searchsorted(self.term, here), len(self.term) - 1)
+        strange = (last < 0) | ((first >= 0) & (before == 0)) | (self.term[place] != here)
+        return np.where(strange, 0, self.frequency[place])
+
+    @staticmethod
+    def _size(vocabulary: pa.Array) -> int:
+        return len(vocabulary) + 1  # of which bigrams are numbers with two digits
 
 
 def _terms(at: np.ndarray, token: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

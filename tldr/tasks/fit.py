@@ -205,8 +205,7 @@ def fit(
         balance=balance,
         columns=module.columns,
     )
-    read = {name: pairs.table[name].take(pa.array(sample)).to_pylist() for name in data.dataset.columns}
-    module.prepare_columns(read)
+    module.prepare_table(pairs.table)
     module.prepare_rows(len(pairs))
     callbacks = [*(given.get("callbacks") or ()), *callbacks]
     if given.get("enable_progress_bar", True):

@@ -86,10 +86,10 @@ def find_scorer(
     if checkpoint is not None:
         return open_model(checkpoint, model), Path(checkpoint)
     kind: Any = model.func
-    read = [model.keywords["column"]] if "column" in model.keywords else kind.columns
+    columns = kind.columns_of(model.keywords)
     how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in TEACHES_NOTHING}
     recipe = [kind.__qualname__, model.keywords, {**training, **dict.fromkeys(HOW_FAST, 0)}, how, seed, pool.seen]
-    recipe += [_digest(pool, name) for name in read]  # which the pool's hash does not cover
+    recipe += filter(None, [pool.digest(columns)])
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = cache / "scorers" / digest
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,12 +155,6 @@ def refuse_chance(model: Model, signals: Iterable[str], key: str) -> None:
         )
 
 
-def _digest(pool: Pairs, column: str) -> str:
-    """Of a column's values."""
-    values = pool.table[column].to_pylist() if column in pool.table.column_names else []
-    return hashlib.blake2b(json.dumps(values, default=str).encode(), digest_size=8).hexdigest()
-
-
 def _key(name: str) -> str:
     """Where the checkpoint of the scorer ``name`` is asked for."""
     return f"scorers.{name}.checkpoint" if name else "checkpoint"
@@ -179,7 +173,8 @@ def score(
 ) -> Signals:
     """The signals for the pool by the scorer ``name``, computed by ``engine`` on ``device`` where they are not yet in
     the cache; ``loading`` are batch_size and num_workers."""
-    folder = cache / "signals" / pool.seen / fingerprint(model)
+    read = pool.digest(model.columns)  # labels, of the same pictures, may be others
+    folder = cache / "signals" / pool.seen / "-".join(filter(None, [fingerprint(model), read]))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"), ledger.stage(f"signals {name}".strip(), home=folder) as stage:
         signals = Signals(folder, len(pool))

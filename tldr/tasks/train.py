@@ -102,7 +102,9 @@ def run(
         ).pairs
     else:
         subset = Pairs.open(pairs)
-    identity = identity_of(config or {}, subset.hash)
+    kind: Any = model.func
+    columns = kind.columns_of(model.keywords) if hasattr(kind, "columns_of") else ()
+    identity = identity_of(config or {}, "-".join(filter(None, [subset.hash, subset.digest(columns)])))
     finished = find_finished(folder, identity)  # another run's is not replaced
     if resume and finished:
         print(f"this run has ended before; resume=true has nothing to do\nwrote {finished}")
