@@ -69,7 +69,7 @@ def verdicts(
     workers = workers or (os.cpu_count() or 1) + 4  # some wait for the disk
     batches: list[pa.RecordBatch] = []
     decoded = 0
-    saved = time.monotonic()
+    due = time.monotonic() + _SAVE_SECONDS
 
     def save() -> None:
         if file is not None and decoded:
@@ -89,9 +89,10 @@ def verdicts(
                 batches.append(batch)
                 decoded += new
                 bar.update(batch.num_rows)
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    save()
-                    saved = time.monotonic()
+                if (now := time.monotonic()) > due:
+                    save()  # all that are known: of tens of millions that takes minutes
+                    done = time.monotonic()
+                    due = done + max(_SAVE_SECONDS, 20 * (done - now))
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
             save()
