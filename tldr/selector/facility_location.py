@@ -4,8 +4,9 @@ F(S) = sum over all pairs i of the highest similarity of i to one in S (Lin & Bi
 is monotone and submodular: greedy choice reaches 1 - 1/e of the best. Similarities are cosines between embeddings, and
 only those to a pair's nearest ``neighbours`` (in either direction) count, so that the graph has N * neighbours edges.
 Greedy is lazy (Minoux 1978): gains only fall, and one is computed again only when it comes to the top. A pair is fully
-like itself, so one that nothing covers is worth at least 1. While the graph is made it takes 140 bytes an edge: 4.5 KB a
-pair with 32 neighbours, 45 GB for ten million.
+like itself, so one that nothing covers is worth at least 1.
+
+While the graph is made it takes 140 bytes an edge: 4.5 KB a pair with 32 neighbours, 45 GB for ten million.
 
 Shapes: N pairs, M edges.
 """
