@@ -308,6 +308,8 @@ def test_build_refuses_one_uid_for_two_pairs():
 def test_open_says_what_is_wrong(pairs, tmp_path):
     with pytest.raises(ValueError, match=r"no pairs at .*nowhere.*select\.py"):
         Pairs.open(tmp_path / "nowhere.arrow")
+    with pytest.raises(ValueError, match=r"no pairs at .*nowhere; .*select\.py .* out=\S*nowhere` writes them"):
+        Pairs.open(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"no pairs at .*pairs\.arrow"):
         Pairs.open(tmp_path)
 

@@ -135,7 +135,8 @@ class Pairs:
         if file.is_dir():
             file = file / "pairs.arrow"
         if not file.is_file():
-            raise ValueError(f"no pairs at {file}; `python select.py ... out={file.parent}` writes them")
+            home = file.parent if file.suffix == ".arrow" else file
+            raise ValueError(f"no pairs at {file}; `python select.py ... out={home}` writes them")
         try:
             table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         except pa.ArrowInvalid as error:

@@ -91,11 +91,28 @@ def test_too_much_bad_stops_with_all_a_person_needs(tmp_path, listed, picture):
     assert len(read_pool(reader, max_bad_fraction=fraction, progress=False).pairs) == 90
 
 
+def test_a_source_that_is_refused_leaves_the_quarantine_of_a_finished_run(listed, tmp_path):
+    def read(*rows: Row) -> None:
+        read_pool(listed(rows, tmp_path), verify="none", progress=False, quarantine_to=tmp_path)
+
+    read(Row("a", "b"))
+    (tmp_path / "provenance.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"listed in .*quarantine-refused\.parquet"):
+        read(Row("a", ""), Row("c", "d"))
+    files = [tmp_path / f"quarantine{kind}.parquet" for kind in ("", "-refused")]
+    assert [pq.read_table(file).num_rows for file in files] == [0, 1]
+    read(Row("a", "b"))
+    assert not files[1].exists()
+
+
 def test_a_source_of_which_nothing_is_left_stops_whatever_is_allowed(listed):
     with pytest.raises(ValueError, match="nothing is left"):
         quiet(listed([Row("a", "")]), max_bad_fraction=1)
     with pytest.raises(ValueError, match="there is not one pair in empty"):
         quiet(listed([], name="empty"))
+    absent = listed([Row("a.png", "b")])
+    with pytest.raises(ValueError, match=r"nothing is left[\s\S]*data\.root=\.\.\."):
+        read_pool(absent, progress=False)
     with pytest.raises(ValueError, match="it is one of decode, exists, none"):
         quiet(listed([Row("a", "b")]), verify="all")  # type: ignore[arg-type]
 

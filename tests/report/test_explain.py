@@ -95,6 +95,8 @@ def test_a_quarantined_pair(finished):
     assert "stage    image" in said
     assert "error    cut short" in said
     assert "caf\N{REPLACEMENT CHARACTER}" in said
+    assert "image    t.png" in said
+    assert explained(folder, "t.png", cache=cache) == said  # who looks for the picture knows its name
 
 
 def test_an_unknown_uid_has_neighbours(finished):

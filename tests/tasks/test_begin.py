@@ -31,6 +31,12 @@ def test_the_configured_model_is_built_where_there_is_no_source():
 
 def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint, tiny_vqvlm, capsys):
     beginning = Beginning(partial(Captioner, **OTHER, optimizer=OPTIMIZER), tiny_checkpoint)
+    beginning.tell()
+    said = capsys.readouterr().out
+    assert said.startswith("init_from: what is begun from decides model.image.")
+    assert all(f"{key}={has} (not {asked})" in said for key, (asked, has) in sorted(beginning.overruled.items())[:4])
+    assert beginning.overruled["model.image.width"] == (8, tiny_vqvlm.hparams["image"]["width"])
+    assert "model.image.drop_path" not in beginning.overruled
     assert beginning.tokenizer == tiny_vqvlm.tokenizer.json
     module = beginning.build(beginning.tokenizer)
     assert module.hparams["image"] == {**tiny_vqvlm.hparams["image"], "drop_path": 0.1, "pretrained": False}

@@ -117,12 +117,14 @@ def test_the_data_order_matters_to_the_bits(tiny_pool, tmp_path):
     assert not all(torch.equal(one[key], other[key]) for key in one if one[key].shape == other[key].shape)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path, killed):
+def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path, killed, capsys):
     killed("accumulated", tiny_pool, tmp_path / "killed", 8)
     with pytest.raises(ValueError, match=r"last\.ckpt is of another run: case was 'accumulated' and is now 'x'; lr "):
         train("accumulated", tiny_pool, tmp_path / "killed", resume=True, identity={"case": "x", "lr": 1})
     assert (tmp_path / "killed" / "last.ckpt").is_file()
+    capsys.readouterr()
     train("accumulated", tiny_pool, tmp_path / "killed", max_steps=2)  # without resume it begins anew
+    assert "last.ckpt is of a run that did not end; with resume=true" in capsys.readouterr().out
     assert not (tmp_path / "killed" / "last.ckpt").exists()
 
 

@@ -208,7 +208,10 @@ def test_from_the_command_line_to_an_explanation(command, project):
         assert f"{uid} was {kept}" in said
         assert decisions["reason"][row].as_py() in said
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
-    assert f"{one} was" in command(f"python select.py explain={one} out={folder}")
+    assert "Of the selection that is in" not in said
+    said = command(f"python select.py explain={one} out={folder}")
+    assert f"{one} was" in said
+    assert f"Of the selection that is in {folder}: names.selector=chain" in said
     assert "near it are" in command(f"python select.py explain={one}x out={folder}", fails=True)
     assert "no finished selection in" in command(f"python select.py explain={one}", fails=True)
     assert "choose from" in select("selector.steps=[rnadom]", fails=True)

@@ -18,14 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from tldr.atomic import atomic_path
 from tldr.check import check_number
 from tldr.data.base import Bad, Reader, Row, Stage, raw
 from tldr.data.images import ImageStore
-from tldr.data.quarantine import complaint, reasons
+from tldr.data.quarantine import complaint, reasons, write_quarantine
 from tldr.data.verdict import verdicts
 from tldr.pairs import DIGEST, REQUIRED, SECOND, SECOND_DIGEST, Pairs, derive_uid, widen
 
@@ -80,7 +78,7 @@ def read_pool(
     ``verify="decode"`` decodes every distinct picture and gives the pairs the column ``image_digest`` of its bytes;
     ``"exists"`` asks only whether there is such a file. What was decoded is remembered in the folder ``cache``. Second
     pictures, the locators in a column ``image_2``, are verified as the first are.
-    ``quarantine.parquet`` is written into the folder ``quarantine_to``, whether or not the pool is good enough.
+    The quarantine is written into the folder ``quarantine_to``, whether or not the pool is good enough.
 
     Raises ValueError where more than ``max_bad_fraction`` of the pairs is bad.
     """
@@ -91,7 +89,9 @@ def read_pool(
     found = _gather(tqdm(reader.rows(), f"reading {reader.name}", unit=" pairs", disable=not progress))
     read = found.num_rows
     if not read:
-        raise ValueError(f"there is not one pair in {reader.name} at {reader.root}")
+        files = getattr(reader, "annotations", None) or reader.root
+        where = ", ".join(map(str, files)) if isinstance(files, list) else files
+        raise ValueError(f"there is not one pair in {reader.name}: {where}")
     found = _number_repeats(found)
     found, pictures = _with_locators(found)
     digests: dict[str, pa.ChunkedArray] = {}
@@ -113,12 +113,11 @@ def read_pool(
     kept = pc.is_null(found["stage"])
     quarantine = found.filter(pc.invert(kept)).select(["uid", "image", "caption", "stage", "error"])
     quarantine = quarantine.sort_by([(name, "ascending") for name in ("stage", "image", "uid")])
-    if quarantine_to is not None:
-        with atomic_path(Path(quarantine_to) / "quarantine.parquet") as temporary:
-            pq.write_table(quarantine, temporary)
     bad = quarantine.num_rows
-    if bad == read or bad / read > max_bad_fraction:
-        raise ValueError(complaint(reader, quarantine, read, max_bad_fraction, quarantine_to))
+    refused = bad == read or bad / read > max_bad_fraction
+    listed = None if quarantine_to is None else write_quarantine(quarantine, Path(quarantine_to), refused=refused)
+    if refused:
+        raise ValueError(complaint(reader, quarantine, read, max_bad_fraction, listed))
 
     columns: dict[str, Any] = {name: found[name].filter(kept) for name in REQUIRED}
     columns["caption"] = columns["caption"].cast(pa.large_string())

@@ -1,14 +1,17 @@
-"""What a quarantine says to a person: how many pairs were refused for which reason, with an example of each."""
+"""The quarantine: on disk, and to a person, how many pairs were refused for which reason, with an example of each."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from tldr.atomic import atomic_path
 from tldr.data.base import Reader
 
 
@@ -28,16 +31,29 @@ def reasons(quarantine: pa.Table, most: int = 8) -> list[str]:
     return [*lines, f"         and {rest} more kinds"] if rest > 0 else lines
 
 
-def complaint(
-    reader: Reader, quarantine: pa.Table, read: int, max_bad_fraction: float, quarantine_to: str | Path | None
-) -> str:
+def write_quarantine(quarantine: pa.Table, folder: Path, *, refused: bool) -> Path:
+    """Write it as ``folder/quarantine.parquet``; where the source is ``refused`` and the folder has the result of an
+    earlier run, whose quarantine that is, as another file."""
+    other = folder / "quarantine-refused.parquet"
+    file = other if refused and (folder / "provenance.json").is_file() else folder / "quarantine.parquet"
+    with atomic_path(file) as temporary:
+        pq.write_table(quarantine, temporary)
+    if not refused:
+        other.unlink(missing_ok=True)
+    return file
+
+
+def complaint(reader: Reader, quarantine: pa.Table, read: int, max_bad_fraction: float, listed: Path | None) -> str:
     """What to tell a person whose source is too bad: the counts, the reasons, and how to go on."""
     bad = quarantine.num_rows
     limit = f"more than max_bad_fraction={max_bad_fraction:g} allows" if bad < read else "nothing is left"
     lines = [f"{bad} of {read} pairs of {reader.name} at {reader.root} cannot be read, {bad / read:.2%}: {limit}"]
     lines += reasons(quarantine)
-    if quarantine_to is not None:
-        lines.append(f"All of them are listed in {Path(quarantine_to) / 'quarantine.parquet'}")
+    if listed is not None:
+        lines.append(f"All of them are listed in {listed}")
+    if bad == read and pc.all(pc.equal(quarantine["error"], "missing file")).as_py():
+        own = "images" if "images" in inspect.signature(type(reader)).parameters else "root"
+        lines.append(f"If the pictures lie elsewhere, say where: data.{own}=...")
     if bad < read:
         enough = math.ceil(1000 * bad / read) / 1000
         lines.append(f"Mend the source, or go on without these pairs by max_bad_fraction={enough:g}")

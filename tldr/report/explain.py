@@ -43,6 +43,8 @@ def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Pat
             told.append(_of_the_pool(folder, decisions, int(found[0]), uid, Path(cache)))
         elif quarantine is not None and len(found := _rows(quarantine, uid)):
             told.append(_quarantined(quarantine.take(pa.array(found[:1])).to_pylist()[0]))
+        elif quarantine is not None and (lost := quarantine.filter(_called(quarantine["image"], uid)).to_pylist()):
+            told += map(_quarantined, lost)
         elif named := _named(folder, uid, Path(cache)):
             told += [_of_the_pool(folder, decisions, int(_rows(decisions, one)[0]), one, Path(cache)) for one in named]
         else:
@@ -85,8 +87,8 @@ def _quarantined(pair: dict[str, str | bytes | None]) -> str:
     caption = pair["caption"]
     text = caption.decode(errors="replace") if isinstance(caption, bytes) else caption
     return (
-        f"{pair['uid']} was quarantined before anything was selected\n  caption  {text}\n  stage    {pair['stage']}\n"
-        f"  error    {pair['error']}"
+        f"{pair['uid']} was quarantined before anything was selected\n  image    {pair['image']}\n  caption  {text}\n"
+        f"  stage    {pair['stage']}\n  error    {pair['error']}"
     )
 
 
@@ -96,14 +98,18 @@ def _files(folder: Path, cache: Path) -> tuple[Path, Path]:
     return cache / "pools" / pool / "pairs.arrow", folder / "pairs.arrow"
 
 
+def _called(image: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """(n,) bool: is the picture called so, with its folders or without?"""
+    return pc.or_(pc.equal(image, name), pc.ends_with(image, f"/{name}")).fill_null(False)
+
+
 def _named(folder: Path, name: str, cache: Path) -> list[str]:
     """The uids of the pairs whose picture is called so, with its folders or without, or whose key is this."""
     for file in _files(folder, cache):
         if not file.is_file():
             continue
         table = Pairs.open(file).table
-        image = table["image"]
-        found = pc.or_(pc.equal(image, name), pc.ends_with(image, f"/{name}"))
+        found = _called(table["image"], name)
         if "key" in table.column_names:
             found = pc.or_(found, pc.equal(table["key"].cast(pa.large_string()), name).fill_null(False))
         return table["uid"].filter(found).to_pylist()

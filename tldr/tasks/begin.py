@@ -66,6 +66,16 @@ class Beginning:
                 if "max_length" in configured and "max_length" in value:  # positions can be cut, not invented
                     own["max_length"] = min(configured["max_length"], value["max_length"])
                 self.changes[key] = {**base, **value, **own}
+        wanted = _told("model", {key: given[key] for key in fixed if key in given})
+        has = _told("model", self.changes)
+        self.overruled = {key: (value, has[key]) for key, value in wanted.items() if has.get(key, value) != value}
+
+    def tell(self) -> None:
+        """Of the architecture that is asked for, what a checkpoint has otherwise."""
+        if self.overruled:
+            told = [f"{key}={has} (not {asked})" for key, (asked, has) in sorted(self.overruled.items())]
+            more = f" and {len(told) - 4} more" if len(told) > 4 else ""
+            print(f"init_from: what is begun from decides {', '.join(told[:4])}{more}")
 
     @property
     def tokenizer(self) -> str | None:
@@ -115,3 +125,10 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
         merged[key] = {**before, **value} if both else value  # pyright: ignore[reportGeneralTypeIssues]
     return merged
+
+
+def _told(name: str, value: Any) -> dict[str, Any]:
+    """Nested arguments by their overrides: ``{"model.image.width": 96}``."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    return {key: one for part, inner in value.items() for key, one in _told(f"{name}.{part}", inner).items()}

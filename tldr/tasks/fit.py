@@ -186,6 +186,7 @@ def fit(
     sample = np.linspace(0, len(pairs) - 1, min(len(pairs), CORPUS)).astype(np.int64)
     captions = pairs.captions.take(pa.array(sample)).to_pylist()
     beginning = Beginning(model, init_from, image_size=image_size)
+    beginning.tell()
     text = beginning.tokenizer
     if text is None and beginning.learns_tokenizer:
         tokens = Tokenizer.pretrained(tokenizer) if tokenizer else Tokenizer.learn(captions, vocab_size=vocab_size)
@@ -228,8 +229,9 @@ def fit(
         # Buffers are not averaged: a queue's, a codebook's and BatchNorm's numbers mean nothing half-way.
         averaging = EMAWeightAveraging(device=run.strategy.root_device, use_buffers=False, decay=ema)
         run.callbacks.insert(0, averaging)  # pyright: ignore[reportAttributeAccessIssue]
-    if last is None and run.is_global_zero:
-        (folder / LAST).unlink(missing_ok=True)  # of an earlier run, which this one replaces
+    if last is None and run.is_global_zero and (folder / LAST).exists():
+        print(f"{folder / LAST} is of a run that did not end; with resume=true this one would go on from there, now it "
+              "begins at the beginning, and replaces that file when it writes its own")  # fmt: skip
     with warnings.catch_warnings():
         # Of a model that is configured once more for the average: ours changes only where weights are divided.
         warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")

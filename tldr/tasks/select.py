@@ -23,6 +23,7 @@ from tldr.check import check_seed
 from tldr.data.base import Reader
 from tldr.data.export import check_formats, clear, export
 from tldr.data.pool import Pool, Verify
+from tldr.data.quarantine import write_quarantine
 from tldr.engine import Engine
 from tldr.ledger import Ledger
 from tldr.model.base import Model
@@ -42,7 +43,7 @@ from tldr.report.tracking import (
     use_pairs_artifact,
 )
 from tldr.selector.base import Maker, Selection, Selector, Target, check_compression, keep_count
-from tldr.signal.panel import MAIN, WRITER
+from tldr.signal.panel import MAIN, WRITER, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
 from tldr.tasks.scorer import TEACHES_NOTHING, Scorers, pick_device, refuse_several
@@ -95,9 +96,14 @@ def run(
     called in the configuration: data, selector, refiner. ``engine`` has signals and captions computed, by several
     processes or machines if it is asked to. With ``explain``, print what the finished selection in ``out`` tells of
     these uids, and return it."""
+    folder, identity = Path(out), {"names": dict(names), "compression": compression, "seed": seed}
+    config = dict(config or {})
     if explain is not None:
-        print(explained(out, explain, cache=cache))
-        return Pairs.open(out)
+        said = explained(folder, explain, cache=cache)
+        if other := _another(folder, identity, config):
+            print(f"Of the selection that is in {folder}: {', '.join(other[:4])}{', ...' * (len(other) > 4)}")
+        print(said)
+        return Pairs.open(folder)
     check_compression(compression)
     check_seed(seed)
     check_formats(exports)
@@ -106,11 +112,10 @@ def run(
     selector.device = refiner.device = str(placed)
     if writer and not refiner.needs_writer:
         raise ValueError(f"writer={writer} writes captions for a refiner: add refiner=append, replace, best or capfilt")
-    folder, cache, ledger = Path(out), Path(cache), Ledger()
+    cache, ledger = Path(cache), Ledger()
     make_folder(folder, "out")
-    identity = {"names": dict(names), "compression": compression, "seed": seed}
-    config = dict(config or {})
-    _refuse_to_replace(folder, identity, config)
+    if other := _another(folder, identity, config):
+        raise ValueError(f"{folder} holds another selection ({', '.join(other)}); give another out=..., or remove it")
     title = f"{names['selector']}-c{compression}-s{seed}"
     title += "" if folder.name == title else f"-{folder.name}"
     tracker = begin(logger, name=title, group=names["data"], job_type="select", save_dir=folder)
@@ -124,22 +129,23 @@ def run(
         check_formats(exports, pool)
 
     signals, target = None, None
+    needs = (*selector.needs, *refiner.needs)
     by = WRITER if writer else MAIN  # who writes for the refiner
     writing = ({by} if refiner.needs_writer else set()) | ({MAIN} if selector.needs_writer else set())
     extraction = {"batch_size": batch_size, "num_workers": num_workers, "engine": engine, "device": placed}
+    if checkpoint and MAIN not in (asked := {*scorers_of(needs), *writing}):
+        others = ", ".join(f"scorers.{name}.checkpoint=" for name in sorted(asked) if name != WRITER)
+        print(
+            f"checkpoint={checkpoint} is not read: it is the captioner's, whom selector={names['selector']} does not "
+            f"ask{f'; its scorer is that of {others}' * bool(others)}"
+        )
     judges = Scorers.find(
-        pool, (*selector.needs, *refiner.needs),
+        pool, needs,
         {MAIN: {"model": model, "checkpoint": checkpoint}, WRITER: {"model": model, "checkpoint": writer},
          **(scorers or {})}, writing=writing, extraction=extraction,
         training=training, asked=selector.scorer_options, trainer=trainer, seed=seed, cache=cache, ledger=ledger,
         logger=tracker, callbacks=[CaptionTable(every_n_steps=caption_table_every)],
     )  # fmt: skip
-    if checkpoint and MAIN not in judges.files:
-        others = ", ".join(f"scorers.{name}.checkpoint=" for name in judges.files if name != WRITER)
-        print(
-            f"checkpoint={checkpoint} is not read: it is the captioner's, whom selector={names['selector']} does not "
-            f"ask{f'; its scorer is that of {others}' * bool(others)}"
-        )
     provenance: dict[str, Any] = {f"scorer {name}".strip(): str(file) for name, file in judges.files.items()}
     writers = {  # first: a scorer that cannot write should not cost an extraction
         name: CaptionWriter({**judges.models, MAIN: judges.models[name]}, **extraction, cache=cache, seed=seed,
@@ -202,20 +208,20 @@ def run(
     return subset
 
 
-def _refuse_to_replace(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """A folder that holds another selection, say of an earlier job of a sweep with ``out=``, keeps it."""
+def _another(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What the selection that ``folder`` holds, say of an earlier job of a sweep with ``out=``, was asked otherwise;
+    none: it holds this one, or none."""
     file = folder / "provenance.json"
-    if file.is_file():
-        there = {"config": {}} | json.loads(file.read_text())
-        asked = json.loads(json.dumps({**identity, "config": config}, default=str))
-        had, wants = (
-            _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
-            for facts in (there, asked)
-        )
-        other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not _says_how(key))
-        if other:
-            told = ", ".join(f"{key}={had.get(key)}" for key in other)
-            raise ValueError(f"{folder} holds another selection ({told}); give another out=..., or remove it")
+    if not file.is_file():
+        return []
+    there = {"config": {}} | json.loads(file.read_text())
+    asked = json.loads(json.dumps({**identity, "config": config}, default=str))
+    had, wants = (
+        _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
+        for facts in (there, asked)
+    )
+    other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not _says_how(key))
+    return [f"{key}={had.get(key)}" for key in other]
 
 
 def _says_how(key: str) -> bool:
@@ -252,15 +258,14 @@ def _without_undecodable(
         }
     ).cast(found.quarantine.schema)
     quarantine = pa.concat_tables([found.quarantine, late])
-    with atomic_path(folder / "quarantine.parquet") as temporary:
-        pq.write_table(quarantine, temporary)
     share = quarantine.num_rows / found.read
+    listed = write_quarantine(quarantine, folder, refused=share > max_bad_fraction)
     example = f"{late['uid'][0]}: {late['error'][0]}"
     print(f"{len(bad)} more pairs quarantined, whose pictures cannot be decoded, such as {example}")
     if share > max_bad_fraction:
         raise ValueError(
             f"{quarantine.num_rows} of {found.read} pairs ({share:.1%}) cannot be read, more than "
-            f"max_bad_fraction={max_bad_fraction}; see {folder / 'quarantine.parquet'}, or raise max_bad_fraction"
+            f"max_bad_fraction={max_bad_fraction}; see {listed}, or raise max_bad_fraction"
         )
     good = np.setdiff1d(np.arange(len(pool)), bad)
     kept = pool.take(good, provenance=pool.provenance)
