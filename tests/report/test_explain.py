@@ -88,7 +88,7 @@ def test_several_uids_are_told_in_their_order(finished):
     assert [part.split()[0] for part in said] == ["pair-0007", "torn", "pair-0001"]
 
 
-def test_a_quarantined_pair(finished):
+def test_a_quarantined_pair(pool, finished):
     folder, cache = finished
     said = explained(folder, "torn", cache=cache)
     assert "torn was quarantined" in said
@@ -97,6 +97,16 @@ def test_a_quarantined_pair(finished):
     assert "caf\N{REPLACEMENT CHARACTER}" in said
     assert "image    t.png" in said
     assert explained(folder, "t.png", cache=cache) == said  # who looks for the picture knows its name
+    shared = {
+        "uid": ["mute"],
+        "image": [pool.images[5].as_py()],
+        "caption": [b""],
+        "stage": ["caption"],
+        "error": ["empty"],
+    }
+    pq.write_table(pa.table(shared), folder / "quarantine.parquet")
+    both = explained(folder, shared["image"][0], cache=cache).split("\n\n")
+    assert [part.partition(" was ")[0] for part in both] == ["pair-0005", "mute"]
 
 
 def test_an_unknown_uid_has_neighbours(finished):

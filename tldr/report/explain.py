@@ -39,15 +39,16 @@ def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Pat
     quarantine = pq.read_table(bad) if bad.is_file() else None
     told = []
     for uid in map(str, [uids] if isinstance(uids, str) or not isinstance(uids, Sequence) else uids):
-        if len(found := _rows(decisions, uid)):
-            told.append(_of_the_pool(folder, decisions, int(found[0]), uid, Path(cache)))
-        elif quarantine is not None and len(found := _rows(quarantine, uid)):
-            told.append(_quarantined(quarantine.take(pa.array(found[:1])).to_pylist()[0]))
-        elif quarantine is not None and (lost := quarantine.filter(_called(quarantine["image"], uid)).to_pylist()):
-            told += map(_quarantined, lost)
-        elif named := _named(folder, uid, Path(cache)):
-            told += [_of_the_pool(folder, decisions, int(_rows(decisions, one)[0]), one, Path(cache)) for one in named]
-        else:
+        pooled, lost = ([uid] if len(_rows(decisions, uid)) else []), []
+        if not pooled and quarantine is not None:
+            lost = quarantine.take(pa.array(_rows(quarantine, uid)[:1])).to_pylist()
+        if not pooled and not lost:  # a picture's name, of whose pairs some may be in the pool, others not
+            pooled = _named(folder, uid, Path(cache))
+            if quarantine is not None:
+                lost = quarantine.filter(_called(quarantine["image"], uid)).to_pylist()
+        told += [_of_the_pool(folder, decisions, int(_rows(decisions, one)[0]), one, Path(cache)) for one in pooled]
+        told += map(_quarantined, lost)
+        if not pooled and not lost:
             near = _near(decisions, quarantine, uid)
             quotes = f"; a uid of digits, or with signs, wants two pairs of quotes: \"explain='{uid}'\""
             raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{near}{quotes * (not uid.isidentifier())}")
