@@ -37,6 +37,8 @@ def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint,
     assert all(f"{key}={has} (not {asked})" in said for key, (asked, has) in sorted(beginning.overruled.items())[:4])
     assert beginning.overruled["model.image.width"] == (8, tiny_vqvlm.hparams["image"]["width"])
     assert "model.image.drop_path" not in beginning.overruled
+    larger = Beginning(partial(Captioner, **OTHER, optimizer=OPTIMIZER), tiny_checkpoint, image_size=64)
+    assert "model.image.image_size" not in larger.overruled
     assert beginning.tokenizer == tiny_vqvlm.tokenizer.json
     module = beginning.build(beginning.tokenizer)
     assert module.hparams["image"] == {**tiny_vqvlm.hparams["image"], "drop_path": 0.1, "pretrained": False}

@@ -68,6 +68,8 @@ class Beginning:
                 self.changes[key] = {**base, **value, **own}
         wanted = _told("model", {key: given[key] for key in fixed if key in given})
         has = _told("model", self.changes)
+        if image_size is not None:  # which decides that itself
+            has.pop("model.image.image_size")
         self.overruled = {key: (value, has[key]) for key, value in wanted.items() if has.get(key, value) != value}
 
     def tell(self) -> None:

@@ -230,8 +230,10 @@ def fit(
         averaging = EMAWeightAveraging(device=run.strategy.root_device, use_buffers=False, decay=ema)
         run.callbacks.insert(0, averaging)  # pyright: ignore[reportAttributeAccessIssue]
     if last is None and run.is_global_zero and (folder / LAST).exists():
-        print(f"{folder / LAST} is of a run that did not end; with resume=true this one would go on from there, now it "
-              "begins at the beginning, and replaces that file when it writes its own")  # fmt: skip
+        print(
+            f"{folder / LAST} is of a run that did not end; with resume=true the same would go on from there, now this "
+            "one begins at the beginning, and replaces that file when it writes its own"
+        )
     with warnings.catch_warnings():
         # Of a model that is configured once more for the average: ours changes only where weights are divided.
         warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
