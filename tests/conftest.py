@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import runpy
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -28,12 +26,6 @@ def test_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set TLDR_TEST_DATA to its folder")
     return folder.resolve()
-
-
-@pytest.fixture(scope="session")
-def run_forked() -> Callable[..., Any]:
-    """``run_forked(["script.py", "a"], cwd=..., env=...)``: `subprocess.run` of Python, without waiting for imports."""
-    return runpy.run_path(str(ROOT / "tests" / "forked.py"))["run_forked"]
 
 
 # Imports of the package stay inside: a test of a small thing should not wait for torch.

@@ -1,6 +1,5 @@
 """A Python script run as from a shell, but in a fork of a process that has imported what the three scripts need: else
-most tests would wait longer for that than for anything else. `tests/conftest.py` hands out `run_forked`; the fork runs
-this file."""
+most tests would wait longer for that than for anything else. The fork runs this file."""
 
 from __future__ import annotations
 

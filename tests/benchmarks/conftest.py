@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.forked import run_forked
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -23,7 +25,7 @@ def module() -> Iterator[Callable[[str], Any]]:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path, run_forked: Callable[..., Any]) -> Callable[..., str]:
+def benchmark(tmp_path: Path) -> Callable[..., str]:
     """``benchmark("learning", "--size", "200")``, in `tmp_path`; what it printed."""
 
     def run(name: str, *words: str, **environment: str) -> str:

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 SMALL = {  # key: value, wherever it stands in conf/
@@ -45,7 +46,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(project: Path, run_forked: Callable[..., Any]) -> Callable[..., str]:
+def command(project: Path) -> Callable[..., str]:
     """Run ``python ...`` in the project; what it printed. ``fails=True``: it must fail; ``anew=True``: by a Python
     that has imported nothing yet."""
 

@@ -4,6 +4,7 @@
 import math
 import os
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from tests.forked import run_forked
 from tldr.model.base import load_model
 from tldr.model.blip import Blip
 from tldr.model.captioner import Captioner
@@ -23,7 +25,6 @@ from tldr.nn.shard import FullyShardedStrategy
 from tldr.pairs import Pairs
 from tldr.tasks.fit import fit
 
-ROOT = Path(__file__).parents[2]
 STRATEGIES = {
     "one": lambda: "auto",
     "ddp": partial(DDPStrategy, broadcast_buffers=False),  # as conf/trainer/ddp.yaml has it
@@ -63,42 +64,32 @@ def train(pairs: Pairs, folder: Path, model: str, strategy: str, then: str = "en
     )  # fmt: skip
 
 
-@pytest.fixture
-def run(run_forked):
-    """``run(pairs, folder, model, strategy)``: `train` in two processes, which a launcher as torchrun has begun; what
-    both have ended with. (tests/tasks/test_commands.py has Lightning begin the second.)"""
+def run(pairs: Pairs, folder: Path, *words: str) -> list[subprocess.CompletedProcess[str]]:
+    """`train` in two processes, which a launcher as torchrun has begun; how both have ended. (That Lightning begins the
+    second, tests/tasks/test_commands.py shows.)"""
+    folder.mkdir(exist_ok=True)
+    script = [__file__, pairs.write(folder.with_suffix(".arrow")), folder, *words]
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
-    def run(pairs: Pairs, folder: Path, *words: str):
-        folder.mkdir(exist_ok=True)
-        script = [__file__, pairs.write(folder.with_suffix(".arrow")), folder, *words]
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    def part(rank: int) -> subprocess.CompletedProcess[str]:
+        return run_forked(script, cwd=folder.parent, env={**shared, "LOCAL_RANK": str(rank)})
 
-        def part(rank: int):
-            return run_forked(script, cwd=folder.parent, env={**shared, "LOCAL_RANK": str(rank)})
-
-        with ThreadPoolExecutor(2) as both:
-            return list(both.map(part, range(2)))
-
-    return run
+    with ThreadPoolExecutor(2) as both:
+        return list(both.map(part, range(2)))
 
 
-@pytest.fixture
-def learn(run):
-    """``learn(pairs, folder, model, strategy)``: the weights that two processes have learned in ``folder``."""
-
-    def learn(pairs: Pairs, folder: Path, *words: str) -> dict[str, torch.Tensor]:
-        for done in run(pairs, folder, *words):
-            assert done.returncode == 0, done.stdout[-4000:]
-        assert [path.name for path in folder.iterdir()] == ["model.ckpt"]
-        return load_model(folder).state_dict()
-
-    return learn
+def learn(pairs: Pairs, folder: Path, *words: str) -> dict[str, torch.Tensor]:
+    """The weights that two processes have learned in ``folder``."""
+    for done in run(pairs, folder, *words):
+        assert done.returncode == 0, done.stdout[-4000:]
+    assert [path.name for path in folder.iterdir()] == ["model.ckpt"]
+    return load_model(folder).state_dict()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_learns(tiny_pool, tmp_path, learn, strategy):
+def test_two_processes_learn_what_one_learns(tiny_pool, tmp_path, strategy):
     train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
     expected = load_model(tmp_path / "one").state_dict()
     found = learn(tiny_pool, tmp_path / "two", "clip", strategy)
@@ -111,7 +102,7 @@ def test_averaged_weights_want_whole_ones(tiny_pool, tmp_path):
         train(tiny_pool, tmp_path, model="clip", strategy="fsdp", ema=0.9)
 
 
-def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path, run, learn):
+def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path):
     train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
     assert all(done.returncode for done in run(tiny_pool, tmp_path / "two", "clip", "fsdp", "dies"))
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["last.ckpt"]
@@ -120,7 +111,7 @@ def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path, run, lea
 
 
 @pytest.mark.parametrize("model", ["blip", "vqvlm"])
-def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, learn, model):
+def test_divided_weights_learn_what_whole_ones_do(tiny_pool, tmp_path, model):
     """BLIP's teacher and queue, the codebook: what is no weight of a layer."""
     expected = learn(tiny_pool, tmp_path / "ddp", model, "ddp")
     found = learn(tiny_pool, tmp_path / "fsdp", model, "fsdp")

@@ -6,13 +6,15 @@ import json
 import os
 from pathlib import Path
 
+from tests.forked import run_forked
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_results_and_figure(tmp_path, run_forked):
+def test_results_and_figure(tmp_path):
     script = ROOT / "benchmarks" / "quickstart.py"
     size = ["--size", "400", "--steps", "3", "--scorer-steps", "260", "--batch-size", "16", "--out", tmp_path / "out"]
-    done = run_forked([script, *size], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = run_forked([script, *size], cwd=tmp_path, env=os.environ)
     assert done.returncode == 0, done.stdout[-3000:]
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["full", "random", "tldr"]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.forked import run_forked
 from tldr.data.loading import PairsDataset, ordered_loader
 from tldr.data.shapes import Shapes
 from tldr.engine import Local
@@ -33,7 +34,6 @@ from tldr.tasks.resume import RollingCheckpoint, find_last, identity_of, random_
 from tldr.tasks.scorer import find_scorer, find_sure_scorer
 from tldr.tasks.train import run as train_task
 
-ROOT = Path(__file__).parents[2]
 IMAGE = {"backbone": "conv_stem", "image_size": 32, "width": 16, "depth": 1, "heads": 2}
 TEXT = {"width": 16, "depth": 1, "heads": 2, "max_length": 48, "dropout": 0.1}  # dropout: torch's generator matters
 OPTIMIZER = {"lr": 3e-3, "warmup_steps": 3, "schedule": "cosine"}
@@ -81,23 +81,18 @@ def train(name: str, pairs: Pairs, folder: Path, **more) -> dict[str, torch.Tens
     return torch.load(folder / "model.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.fixture
-def killed(run_forked):
-    """``killed(name, pairs, folder, step)``: run the case in another process, which dies at ``step``."""
-
-    def run(name: str, pairs: Pairs, folder: Path, step: int) -> None:
-        folder.mkdir()
-        words = [name, pairs.write(folder / "pairs.arrow"), folder, step, torch.get_num_threads()]
-        done = run_forked([__file__, *words], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        assert done.returncode == -signal.SIGKILL, done.stdout[-4000:]
-        assert (folder / "last.ckpt").is_file()
-        assert not (folder / "model.ckpt").exists()
-
-    return run
+def killed(name: str, pairs: Pairs, folder: Path, step: int) -> None:
+    """Run the case in another process, which dies at ``step``."""
+    folder.mkdir()
+    words = [name, pairs.write(folder / "pairs.arrow"), folder, step, torch.get_num_threads()]
+    done = run_forked([__file__, *words], cwd=folder, env=os.environ)
+    assert done.returncode == -signal.SIGKILL, done.stdout[-4000:]
+    assert (folder / "last.ckpt").is_file()
+    assert not (folder / "model.ckpt").exists()
 
 
 @pytest.mark.parametrize(("name", "step"), [("blip", 22), ("vqvlm", 19), ("accumulated", 14)])
-def test_a_killed_run_ends_with_the_same_bits(name, step, tiny_pool, tmp_path, killed, capsys):
+def test_a_killed_run_ends_with_the_same_bits(name, step, tiny_pool, tmp_path, capsys):
     expected = train(name, tiny_pool, tmp_path)
     killed(name, tiny_pool, tmp_path / "killed", step)
     found = train(name, tiny_pool, tmp_path / "killed", resume=True)
@@ -117,7 +112,7 @@ def test_the_data_order_matters_to_the_bits(tiny_pool, tmp_path):
     assert not all(torch.equal(one[key], other[key]) for key in one if one[key].shape == other[key].shape)
 
 
-def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path, killed, capsys):
+def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path, capsys):
     killed("accumulated", tiny_pool, tmp_path / "killed", 8)
     with pytest.raises(ValueError, match=r"last\.ckpt is of another run: case was 'accumulated' and is now 'x'; lr "):
         train("accumulated", tiny_pool, tmp_path / "killed", resume=True, identity={"case": "x", "lr": 1})

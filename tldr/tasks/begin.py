@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tldr.model.base import Model, load_model
+from tldr.tasks.resume import flat
 
 # How a tower or a codebook is trained, and what it is shown, whatever it began from.
 TRAINING = ("dropout", "drop_path", "gradient_checkpointing", "resize_mode")
@@ -66,8 +67,8 @@ class Beginning:
                 if "max_length" in configured and "max_length" in value:  # positions can be cut, not invented
                     own["max_length"] = min(configured["max_length"], value["max_length"])
                 self.changes[key] = {**base, **value, **own}
-        wanted = _told("model", {key: given[key] for key in fixed if key in given})
-        has = _told("model", self.changes)
+        wanted = dict(flat({key: given[key] for key in fixed if key in given}, "model."))
+        has = dict(flat(self.changes, "model."))
         if image_size is not None:  # which decides that itself
             has.pop("model.image.image_size")
         self.overruled = {key: (value, has[key]) for key, value in wanted.items() if has.get(key, value) != value}
@@ -127,10 +128,3 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
         merged[key] = {**before, **value} if both else value  # pyright: ignore[reportGeneralTypeIssues]
     return merged
-
-
-def _told(name: str, value: Any) -> dict[str, Any]:
-    """Nested arguments by their overrides: ``{"model.image.width": 96}``."""
-    if not isinstance(value, Mapping):
-        return {name: value}
-    return {key: one for part, inner in value.items() for key, one in _told(f"{name}.{part}", inner).items()}

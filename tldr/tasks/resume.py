@@ -153,8 +153,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def identity_of(config: Mapping[str, Any], pairs: str) -> dict[str, Any]:
     """What decides the weights of a run: its config, flat, without what is `FREE`, and the hash of its pairs."""
-    flat = {key: value for key, value in _flat(config) if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
-    return {**flat, "pairs": pairs}
+    decisive = {key: value for key, value in flat(config) if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
+    return {**decisive, "pairs": pairs}
 
 
 def check_identity(found: Mapping[str, Any], asked: Mapping[str, Any], file: Path) -> None:
@@ -194,9 +194,10 @@ def find_last(folder: Path, identity: Mapping[str, Any]) -> Path | None:
     return file
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested values by their overrides: ``{"model": {"image": {"width": 96}}}`` gives ``("model.image.width", 96)``."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
