@@ -14,9 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Run the task with what Hydra composed."""
-    from tldr.tasks.steps import refuse_missing  # here, so that --help and --cfg need no torch
+    from tldr.tasks.steps import refuse_missing, refuse_unread  # here, so that --help and --cfg need no torch
     from tldr.tasks.train import refuse_processes, run
 
+    if cfg.pairs is not None:
+        refuse_unread("data", HydraConfig.get().overrides.task, instead=f"pairs={cfg.pairs}")
+        cfg.data = None
     refuse_missing(OmegaConf.missing_keys(cfg), HydraConfig.get())
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     given = instantiate(cfg, _convert_="all")

@@ -22,6 +22,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from torch import nn
 
 from tldr.data.tokenizer import Tokenizer
+from tldr.hub.checkpoint import check_export
 from tldr.model.vilt import Vilt
 from tldr.nn.optimizer import adamw
 from tldr.nn.text import TextTransformer
@@ -131,6 +132,12 @@ def official_sets() -> list[str]:
         (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("| set | files |")[2].partition("\n\n")[0]
     )
     return [line.rsplit("`", 2)[1] for line in table.splitlines()[2:]]
+
+
+def exportable() -> list[str]:
+    """The overrides of the models that docs/models.md says can be exported."""
+    told = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").partition("These have one")[2].split("\n\n")[1]
+    return [" ".join(line.split()) for line in re.sub(r"\\\n", "", told).splitlines()]
 
 
 def recipe_commands() -> list[tuple[str, list[str]]]:
@@ -297,6 +304,13 @@ def test_a_model_can_be_built_in_every_size(name, size):
     assert {part.width for part in made.modules() if isinstance(part, ImageEncoder)} == {width}
     texts = {part.width for part in made.modules() if isinstance(part, TextTransformer)}
     assert texts == {width if isinstance(made, Vilt) else wanted["text"]["width"]}
+
+
+@pytest.mark.parametrize("words", exportable())
+def test_what_the_documents_export_can_be(words):
+    given: Any = plain(compose("train", overrides=words.split()).model)
+    given["image"]["pretrained"] = False
+    check_export(instantiate(given, _convert_="all")(tokenizer=Tokenizer.learn(["a b"]).json))
 
 
 @pytest.mark.parametrize("name", UNSIZED)

@@ -159,13 +159,15 @@ EXPORTED: list[tuple[Callable[[], nn.Module], str]] = [  # how to build it, and 
 
 @pytest.mark.parametrize(("make", "why"), EXPORTED)
 def test_what_is_refused_can_be_known_before(tmp_path, make, why):
-    """`check_export` says what `export` says, and lets pass what that writes."""
+    """`check_export` says what `export` says, and what there is instead; and lets pass what that writes."""
     module = make()
     if why:
         for refuse in (lambda: check_export(module), lambda: export(module, tmp_path / "out")):
             with pytest.raises(ValueError, match=why):
                 refuse()
         assert not (tmp_path / "out").exists()
+        with pytest.raises(ValueError, match=r"docs/models\.md lists what can be exported"):
+            check_export(module)
     else:
         check_export(module)
         assert export(module, tmp_path / "out") == tmp_path / "out"

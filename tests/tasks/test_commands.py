@@ -154,6 +154,18 @@ def test_a_scorer_that_lacks_what_the_selector_needs_is_named(command):
     assert "refiner=none" in said
 
 
+def test_what_is_not_trained_on_is_refused(command, project):
+    command("python select.py selector=random logger=none report=false")
+    line = "python train.py model=clip pairs=outputs/shapes/random-c0.75-s0 logger=none out=clip"
+    said = command(f"{line} data=json data.name=mine", fails=True)
+    assert "data=json data.name=mine is not read with pairs=outputs/shapes/random-c0.75-s0" in said
+    command(line)
+    told = json.loads((project / "clip" / "provenance.json").read_text())
+    assert told["count"] == 80
+    assert told["subset"]["data"] == "shapes"
+    assert told["config"]["data"] is None  # it does not say of which pictures the embedded data would be
+
+
 def test_two_processes_train_together(command, project):
     given = "trainer=ddp trainer.accelerator=cpu trainer.devices=2 batch_size=16"
     said = command(f"python train.py model=blip out=both {given}")
@@ -230,3 +242,8 @@ def test_broken_photographs_are_quarantined_exactly(command, project, test_data)
     assert late["stage"].to_pylist().count("signals") == 175
     assert len(Pairs.open(project / "late")) == round(3322 / 4)
     assert pq.read_table(project / "late" / "decisions.parquet").num_rows == 3322
+
+    said = command(f"{reduce} refiner=append checkpoint=scorer verify=exists out=torn", fails=True)
+    told, _, failed = said.partition("writing captions")
+    assert "verify=exists: a picture that cannot be decoded will stop the writing of captions" in told
+    assert "reduce the data again with verify=decode" in failed

@@ -30,7 +30,7 @@ from tldr.pairs import Pairs
 from tldr.report.tracking import no_logger
 from tldr.tasks import resume
 from tldr.tasks.fit import fit
-from tldr.tasks.resume import RollingCheckpoint, find_last, identity_of, random_state, set_random_state
+from tldr.tasks.resume import RollingCheckpoint, check_identity, find_last, identity_of, random_state, set_random_state
 from tldr.tasks.scorer import find_scorer, find_sure_scorer
 from tldr.tasks.train import run as train_task
 
@@ -172,6 +172,30 @@ def test_identity_is_what_decides_the_weights():
     assert identity_of(config, "ab") == {
         "model.image.width": 3, "model.optimizer": {}, "seed": 0, "trainer.precision": "bf16-mixed", "pairs": "ab",
     }  # fmt: skip
+
+
+def test_a_path_stands_for_what_is_written_there(tmp_path):
+    def asked(**config):
+        return identity_of(config, "ab")
+
+    file = tmp_path / "blip" / "model.ckpt"
+    file.parent.mkdir()
+    file.write_bytes(b"one")
+    first = asked(init_from=str(file.parent), model={"backbone": str(file)}, tokenizer="bert-base-uncased")
+    assert {key for key in first if key.startswith("contents of")} == {
+        "contents of init_from", "contents of model.backbone",
+    }  # fmt: skip
+    (file.parent / "ledger.json").write_text("[]")  # nothing that is begun from
+    assert asked(init_from=str(file.parent), model={"backbone": str(file)}, tokenizer="bert-base-uncased") == first
+    file.write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"contents of init_from was '\w+' and is now '\w+'"):
+        check_identity(first, asked(**{**first, "init_from": str(file.parent)}), file)
+    # A folder of folders, as Hugging Face's several towers.
+    (tmp_path / "hub" / "text").mkdir(parents=True)
+    (tmp_path / "hub" / "text" / "config.json").write_text("{}")
+    several = asked(init_from=["timm/vit", str(tmp_path / "hub")])
+    (tmp_path / "hub" / "text" / "config.json").write_text('{"a": 1}')
+    assert asked(init_from=["timm/vit", str(tmp_path / "hub")]) != several
 
 
 def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys):

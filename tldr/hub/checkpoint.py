@@ -234,7 +234,10 @@ def export(module: nn.Module, folder: str | Path) -> Path:
 
 def check_export(module: nn.Module) -> None:
     """Raises ValueError for what `export` refuses, in its words, of a model that has yet to be trained."""
-    _exporter(module).config_of(module)
+    try:
+        _exporter(module).config_of(module)
+    except ValueError as error:
+        raise ValueError(f"export: {error}; docs/models.md lists what can be exported") from error
 
 
 def _exporter(module: nn.Module) -> Any:

@@ -8,9 +8,10 @@ checkpoint is refused. On the CPU the resumed run ends with the same bits as one
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ FREE = (
     "checkpoint_every", "caption_table_every", "export", "trainer.enable_progress_bar", "trainer.enable_model_summary",
     "trainer.enable_checkpointing", "trainer.log_every_n_steps", "trainer.max_time",
 )  # fmt: skip
+BEGINNINGS = ("init_from", "model.backbone", "tokenizer")  # options that name files
 
 
 class RollingCheckpoint(Checkpoint):
@@ -152,9 +154,26 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def identity_of(config: Mapping[str, Any], pairs: str) -> dict[str, Any]:
-    """What decides the weights of a run: its config, flat, without what is `FREE`, and the hash of its pairs."""
+    """What decides the weights of a run: its config, flat, without what is `FREE`; the files of those `BEGINNINGS` that
+    are of this machine; and the hash of its pairs."""
     decisive = {key: value for key, value in flat(config) if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
-    return {**decisive, "pairs": pairs}
+    held = {f"contents of {key}": contents_of(decisive.get(key)) for key in BEGINNINGS}
+    return {**decisive, **{key: digest for key, digest in held.items() if digest}, "pairs": pairs}
+
+
+def contents_of(sources: str | Path | Sequence[str | Path] | None) -> str | None:
+    """16 hex digits of the files that are read of ``sources``, each a file or a folder: a path stands for whatever was
+    written there last. None where none is of this machine, such as a hub's ids."""
+    several = [sources] if isinstance(sources, str | Path) else sources or ()
+    digest, found = hashlib.blake2b(digest_size=8), False
+    for path in map(Path, several):
+        whole = path / "model.ckpt"
+        files = [path] if path.is_file() else [whole] if whole.is_file() else [*path.glob("*"), *path.glob("*/*")]
+        for file in sorted(file for file in files if file.is_file()):
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "blake2b").digest())
+            found = True
+    return digest.hexdigest() if found else None
 
 
 def check_identity(found: Mapping[str, Any], asked: Mapping[str, Any], file: Path) -> None:

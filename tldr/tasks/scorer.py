@@ -28,7 +28,7 @@ from tldr.signal.panel import MAIN, Panel, scorers_of, signals_of
 from tldr.signal.store import Signals
 from tldr.tasks.begin import open_model
 from tldr.tasks.fit import fit
-from tldr.tasks.resume import LAST
+from tldr.tasks.resume import BEGINNINGS, LAST, contents_of
 from tldr.tasks.spread import Scoring
 
 # Of the settings of data loading and Trainer, those that say how, and not what is learned.
@@ -89,7 +89,7 @@ def find_scorer(
     columns = kind.columns_of(model.keywords)
     how = {key: value for key, value in getattr(trainer, "keywords", {}).items() if key not in TEACHES_NOTHING}
     recipe = [kind.__qualname__, model.keywords, {**training, **dict.fromkeys(HOW_FAST, 0)}, how, seed, pool.seen]
-    recipe += filter(None, [pool.digest(columns)])
+    recipe += filter(None, [pool.digest(columns), *(contents_of(training.get(key)) for key in BEGINNINGS)])
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     folder = cache / "scorers" / digest
     folder.mkdir(parents=True, exist_ok=True)

@@ -152,6 +152,11 @@ def run(
                             generation=generation)
         for name in writing
     }  # fmt: skip
+    if writing and verify != "decode" and not selector.needs:
+        print(
+            f"verify={verify}: a picture that cannot be decoded will stop the writing of captions; verify=decode would "
+            "quarantine it first"
+        )
     if selector.needs:
         signals = judges.signals(pool, selector.needs)
         found, signals = _without_undecodable(found, signals, folder, cache, max_bad_fraction)

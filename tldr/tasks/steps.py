@@ -24,6 +24,14 @@ def refuse_missing(keys: Iterable[str], hydra: Any) -> None:
         raise ValueError(f"{key} is missing, and has no default: give {key}=..., of which {_told_in(key, hydra)} more")
 
 
+def refuse_unread(group: str, overrides: Iterable[str], *, instead: str) -> None:
+    """Raises ValueError for those of the ``overrides`` that are of a ``group`` which is not read, where something is
+    given ``instead``."""
+    unread = [text for text in overrides if re.match(rf"[+~]*{group}[.@=]", text)]
+    if unread:
+        raise ValueError(f"{' '.join(unread)} is not read with {instead}, which is all that is trained on: give one")
+
+
 def _told_in(key: str, hydra: Any) -> str:
     """The files that tell of a key: its group's, data's of ``data.root`` and of ``selector.target.root``, or else the
     script's; and the recipe."""

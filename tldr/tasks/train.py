@@ -58,7 +58,7 @@ class ExportCheck(L.Callback):
 @ends_its_run
 def run(
     *,
-    data: Reader,
+    data: Reader | None,
     model: partial[Model],
     trainer: Callable[..., L.Trainer],
     logger: Callable[..., Logger],
@@ -86,7 +86,7 @@ def run(
     caption_table_every: int = 500,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Train on ``pairs`` (a folder of `select.py`'s), or on the pool that ``data`` reads; return the checkpoint.
+    """Train on ``pairs`` (a folder of `select.py`'s), or else on the pool that ``data`` reads; return the checkpoint.
 
     `tldr.tasks.fit` tells what the options do. ``export`` also writes a Hugging Face folder: True into ``huggingface``
     beside the checkpoint, or where it says; raises ValueError, before it trains, for a model that cannot be exported.
@@ -96,12 +96,14 @@ def run(
     home, folder = folders(names, pairs=pairs, out=out, seed=seed)
     make_folder(folder, "out")
     ledger = Ledger()
-    if pairs is None:
+    if pairs is not None:
+        subset = Pairs.open(pairs)
+    elif data is not None:
         subset = open_pool(
             data, verify=verify, max_bad_fraction=max_bad_fraction, cache=Path(cache), folder=folder, ledger=ledger
         ).pairs
     else:
-        subset = Pairs.open(pairs)
+        raise ValueError("there is nothing to train on: give pairs=, or data=")
     kind: Any = model.func
     columns = kind.columns_of(model.keywords) if hasattr(kind, "columns_of") else ()
     identity = identity_of(config or {}, "-".join(filter(None, [subset.hash, subset.digest(columns)])))
