@@ -119,7 +119,7 @@ def test_cifar10_is_pictures_and_classes(source):
 
 def test_where_the_source_is_looked_for(tmp_path, source, monkeypatch):
     assert cifar_folder(source, tmp_path) == source
-    with pytest.raises(ValueError, match=r"has not train\.parquet and test\.parquet; .* data\.source="):
+    with pytest.raises(ValueError, match=r"lacks train\.parquet and test\.parquet; .* data\.source="):
         cifar_folder(tmp_path, tmp_path)
     data = tmp_path / "data"
     data.mkdir()

@@ -39,7 +39,7 @@ def test_errors_say_what_to_do(build):
         evaluate(Guesser(), pairs)
     with pytest.raises(ValueError, match=r"classification: Fake lacks classes and predict .*model=classifier"):
         evaluate(Fake(), pairs)
-    with pytest.raises(ValueError, match="classification reads the column kind, which these pairs have not"):
+    with pytest.raises(ValueError, match="classification reads the column kind, which these pairs do not have"):
         evaluate(Guesser(), pairs, column="kind")
     with pytest.raises(ValueError, match="classification: 1 of 2 pairs have no label"):
         evaluate(Guesser(), build([0, 1], ["x"] * 2, label=["a", None]))

@@ -56,7 +56,7 @@ def test_accuracy_and_consistency(build, batch_size):
 def test_one_picture_without_sentences_in_common(build):
     pairs = build([9, 1], ["many", "many"], label=[True, True])
     assert evaluate(OneEyed(), pairs)[0] == {"nlvr2/accuracy": 50.0, "nlvr2/sentences": 2}
-    with pytest.raises(ValueError, match=r"nlvr2 reads the column image_2, which these pairs have not.*data=nlvr2"):
+    with pytest.raises(ValueError, match=r"nlvr2 reads the column image_2, which these pairs do not have.*data=nlvr2"):
         evaluate(Judge(), pairs)
 
 
@@ -90,7 +90,7 @@ def test_consistency_is_that_of_the_corpus_script(test_data):
 
 
 def test_errors_say_what_to_do(build):
-    with pytest.raises(ValueError, match=r"nlvr2 reads the column label, which these pairs have not.*data=nlvr2"):
+    with pytest.raises(ValueError, match=r"nlvr2 reads the column label, which these pairs do not have.*data=nlvr2"):
         evaluate(Judge(), build([1], ["a"]))
     with pytest.raises(ValueError, match="nlvr2: Fake lacks judge"):
         evaluate(Fake(), build([1], ["a"], label=[True]))

@@ -63,7 +63,7 @@ def test_questions_whose_answers_are_not_public_are_answered(build, capsys):
 
 
 def test_errors_say_what_to_do(build, columns):
-    with pytest.raises(ValueError, match=r"vqa reads the column answers, which these pairs have not.*data=vqa"):
+    with pytest.raises(ValueError, match=r"vqa reads the column answers, which these pairs do not have.*data=vqa"):
         evaluate(Answerer(), build([1], ["what?"]))
     with pytest.raises(ValueError, match="vqa: Fake lacks answer "):
         evaluate(Fake(), build([1, 1, 2, 3], QUESTIONS, **columns))

@@ -242,7 +242,7 @@ def test_errors_name_the_key(pool, tmp_path):
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             build(**options)
-    with pytest.raises(ValueError, match="early_steps=30 lies behind the end of the run, step 24"):
+    with pytest.raises(ValueError, match="early_steps=30 is past the end of the run, step 24"):
         train(pool, tmp_path, early_steps=30)
     with pytest.raises(ValueError, match="these pairs have no column kind"):
         train(pool, tmp_path, column="kind")

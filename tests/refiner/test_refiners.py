@@ -77,7 +77,7 @@ def test_a_judge_that_says_nan_is_refused(refiner, subset):
 
     if not isinstance(refiner, (Best, CapFilt)):
         pytest.skip("it judges nothing")
-    with pytest.raises(ValueError, match=r"the scorer (blip|that writes) says NaN of 1 pairs, such as u3"):
+    with pytest.raises(ValueError, match=r"the scorer (blip|that writes) gives NaN for 1 pairs, such as u3"):
         refiner(subset, Undecided())
 
 

@@ -135,7 +135,7 @@ def test_strange_scores_are_refused_by_uid(pool, values, store):
 def test_what_was_never_shown_was_not_forgotten(pool, values, store):
     values["classifier.forgetting"][[7, 250]] = np.nan
     with pytest.raises(
-        ValueError, match=rf"classifier\.training\.max_steps .*shown were 2 pairs, such as {pool.uids[7]}"
+        ValueError, match=rf"classifier\.training\.max_steps .*never showed 2 pairs, such as {pool.uids[7]}"
     ):
         DataPruning(score="forgetting", labels="label")(pool, store(values), keep=75, seed=0)
 

@@ -24,7 +24,7 @@ def test_those_that_pass_are_drawn(mixed):
     assert 30 < len(np.intersect1d(one.rows, other.rows)) < 70  # 50 for two draws of 100 out of 200
     assert one.reasons[0] == "2 words, of 3 at least"
     draw = one.reasons[one.rows[0]]
-    assert draw.startswith("passes, as 200 do, of whom 100 are kept: draw 0.")
+    assert draw.startswith("passes, as 200 do, of which 100 are kept: draw 0.")
 
 
 def test_where_too_few_pass_the_least_bad_are_taken_back(mixed):
@@ -54,7 +54,7 @@ def test_a_vocabulary_is_asked_for(mixed, tmp_path, form):
     zebras = np.arange(1, N, 9)
     assert len(zebras) == 34
     assert np.array_equal(selection.rows, zebras)
-    assert selection.reasons[1] == "passes, as 34 do, of whom 34 are kept"
+    assert selection.reasons[1] == "passes, as 34 do, of which 34 are kept"
     assert selection.reasons[2] == "no word of the vocabulary"
     assert selection.reasons[0] == "2 words, of 3 at least; no word of the vocabulary"
 

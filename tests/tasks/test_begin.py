@@ -33,7 +33,7 @@ def test_a_source_brings_its_architecture_weights_and_tokenizer(tiny_checkpoint,
     beginning = Beginning(partial(Captioner, **OTHER, optimizer=OPTIMIZER), tiny_checkpoint)
     beginning.tell()
     said = capsys.readouterr().out
-    assert said.startswith("init_from: what is begun from decides model.image.")
+    assert said.startswith("init_from: the checkpoint overrides the configuration: model.image.")
     assert all(f"{key}={has} (not {asked})" in said for key, (asked, has) in sorted(beginning.overruled.items())[:4])
     assert beginning.overruled["model.image.width"] == (8, tiny_vqvlm.hparams["image"]["width"])
     assert "model.image.drop_path" not in beginning.overruled
@@ -98,7 +98,7 @@ def test_a_tower_of_another_model_begins_and_the_rest_is_named(tiny_checkpoint, 
     assert module.image_size == 64  # positions of 32 pixels were interpolated
     mine = module.state_dict()
     assert torch.equal(mine["encoders.image.vit.norm.weight"], tiny_vqvlm.state_dict()["image_encoder.vit.norm.weight"])
-    said = capsys.readouterr().out.partition("beginning anew: ")[2]
+    said = capsys.readouterr().out.partition("newly initialised: ")[2]
     assert "matcher.weight" in said
     assert "encoders.image.vit" not in said
 
@@ -108,7 +108,7 @@ def test_what_rests_on_weights_of_chance_is_no_signal(tiny_checkpoint, tmp_path)
     blip = Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER, queue_size=0), tiny_checkpoint)
     judge = blip.build(blip.tokenizer)
     assert {"matcher.weight", "matcher.bias"} <= set(judge.unlearned(["alignment"]))
-    with pytest.raises(ValueError, match=r"scorers\.blip\.checkpoint lacks .* behind alignment: .* train\.py model="):
+    with pytest.raises(ValueError, match=r"scorers\.blip\.checkpoint lacks .* for alignment: .* train\.py model="):
         refuse_chance(judge, ["alignment"], "scorers.blip.checkpoint")
     assert not Beginning(partial(Blip, **OTHER, optimizer=OPTIMIZER)).build(blip.tokenizer).unlearned(["alignment"])
 

@@ -158,7 +158,7 @@ def test_what_is_not_trained_on_is_refused(command, project):
     command("python select.py selector=random logger=none report=false")
     line = "python train.py model=clip pairs=outputs/shapes/random-c0.75-s0 logger=none out=clip"
     said = command(f"{line} data=json data.name=mine", fails=True)
-    assert "data=json data.name=mine is not read with pairs=outputs/shapes/random-c0.75-s0" in said
+    assert "data=json data.name=mine would be ignored, as pairs=outputs/shapes/random-c0.75-s0" in said
     command(line)
     told = json.loads((project / "clip" / "provenance.json").read_text())
     assert told["count"] == 80

@@ -119,7 +119,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_pool, tmp_path, capsys):
     assert (tmp_path / "killed" / "last.ckpt").is_file()
     capsys.readouterr()
     train("accumulated", tiny_pool, tmp_path / "killed", max_steps=2)  # without resume it begins anew
-    assert "last.ckpt is of a run that did not end; with resume=true" in capsys.readouterr().out
+    assert "last.ckpt is from an unfinished run, which resume=true would continue" in capsys.readouterr().out
     assert not (tmp_path / "killed" / "last.ckpt").exists()
 
 
@@ -152,7 +152,7 @@ def test_processes_that_read_other_pairs_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(resume, "connected", lambda: True)
     monkeypatch.setattr(resume.dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(resume.dist, "all_gather_object", told)
-    with pytest.raises(ValueError, match=r"process 1 has other pairs than process 0.*pairs="):
+    with pytest.raises(ValueError, match=r"process 1 and process 0 differ in pairs: .*pairs="):
         mine.setup(None, None, "fit")  # pyright: ignore[reportArgumentType]
 
 
@@ -217,11 +217,11 @@ def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys):
     )
     file = ask(config={**options, "out": "here"})
     said = capsys.readouterr().out
-    assert f"there is no {folder / 'last.ckpt'}: beginning at the beginning" in said
+    assert f"there is no {folder / 'last.ckpt'}: starting from scratch" in said
     assert "trained Blip" in said
     before = file.stat().st_mtime_ns
     assert ask(config={**options, "out": "there"}) == file
-    assert "has ended before; resume=true has nothing to do" in capsys.readouterr().out
+    assert "is already finished; resume=true has nothing to do" in capsys.readouterr().out
     assert file.stat().st_mtime_ns == before
     ask(config=options, export=True)  # of what is there already
     assert list((folder / "huggingface").glob("**/config.json"))

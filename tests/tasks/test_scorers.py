@@ -88,7 +88,7 @@ def test_a_checkpoint_of_the_ecosystem_scores(command, project):
     assert len(Pairs.open(project / "kept")) == 80
     said = command(f"python select.py selector=clip_score checkpoint={folder} out=other {QUICK}")
     told = (
-        "it is the captioner's, whom selector=clip_score does not ask; its scorer is that of scorers.clip.checkpoint="
+        "it is the captioner's, which selector=clip_score does not need; its scorer is set by scorers.clip.checkpoint="
     )
     assert told in said.partition("training Clip")[0]
 
@@ -124,7 +124,7 @@ def test_the_classifier_learns_the_labels_that_the_selector_names(command, proje
     checkpoint = json.loads((project / "kept" / "provenance.json").read_text())["scorer classifier"]
     assert load_model(project / checkpoint).classes == ["blue", "red"]
     other = f"{line} selector.labels=half scorers.classifier.checkpoint={checkpoint} out=other"
-    assert "has column=colour; the selector asks half" in command(other, fails=True)
+    assert "has column=colour, but the selector needs half" in command(other, fails=True)
 
 
 def test_what_no_step_asks_of_the_target_is_not_computed(command, project):
@@ -244,5 +244,5 @@ def test_a_scorer_of_another_kind_names_its_own_override(command, project):
 
 def test_a_head_asks_for_its_backbone_before_it_reads(command):
     said = command("python train.py model=vqa data=shapes data.split=vqa_train out=vqa logger=none", fails=True)
-    assert "give model.backbone=..., of which conf/model/vqa.yaml says more" in said
+    assert "give model.backbone=... (conf/model/vqa.yaml says more)" in said
     assert "reading shapes" not in said

@@ -35,7 +35,7 @@ def cifar_folder(source: str | Path | None, downloads: str | Path) -> Path:
     if source is not None:
         folder = Path(absolute(source))
         if not _whole(folder):
-            raise ValueError(f"{folder} has not {' and '.join(FILES)}; give their folder as data.source=...")
+            raise ValueError(f"{folder} lacks {' and '.join(FILES)}; give their folder as data.source=...")
         return folder
     given = os.environ.get("TLDR_TEST_DATA")
     copy = Path(absolute(given or _PROJECT.parent / "shared" / "data")) / "cifar10"

@@ -114,8 +114,8 @@ class PairsDataset(Dataset[Sample]):
     """The pairs, decoded on demand, with the extra ``columns`` named; the column ``image_2`` holds a second picture's
     locator and is decoded like the first. ``cache=True`` keeps every transformed picture in memory (not with
     augmentation): small sets then cost no decoding after the first epoch. A picture that cannot be decoded raises
-    ValueError with its uid or, if ``tolerant``, gives a black one and says so in ``error``: for who keeps account of
-    such pairs."""
+    ValueError with its uid or, if ``tolerant``, becomes a black one with the reason in ``error``: for callers that
+    handle such pairs themselves."""
 
     def __init__(
         self,

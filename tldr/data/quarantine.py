@@ -56,5 +56,5 @@ def complaint(reader: Reader, quarantine: pa.Table, read: int, max_bad_fraction:
         lines.append(f"If the pictures lie elsewhere, say where: data.{own}=...")
     if bad < read:
         enough = math.ceil(1000 * bad / read) / 1000
-        lines.append(f"Mend the source, or go on without these pairs by max_bad_fraction={enough:g}")
+        lines.append(f"Repair the source, or continue without these pairs: max_bad_fraction={enough:g}")
     return "\n".join(lines)

@@ -30,9 +30,9 @@ class Webdataset(Reader):
     """The samples of the shards under ``root``, nested or not, in the order of their names.
 
     ``shards``, a pattern as ``cc3m/*.tar`` or ``{00000..00331}.tar`` or several of these, takes some of them only.
-    ``caption_column`` is the key of the ``.json`` to take captions from, whether or not there is a ``.txt``. What is
-    lost of a shard that breaks off nobody can count: with ``broken="stop"`` all are read, and then such shards are
-    refused; with ``broken="quarantine"`` the sample at which one breaks off is the only bad pair of it.
+    ``caption_column`` is the key of the ``.json`` to take captions from, whether or not there is a ``.txt``. How much
+    a truncated shard has lost cannot be known: with ``broken="stop"`` all shards are read, and then truncated ones are
+    refused; with ``broken="quarantine"`` only the sample at which a shard breaks off counts as a bad pair.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def lacks(self, model: nn.Module) -> str:
-        """What the model has not that it needs, in words; empty if it can be evaluated."""
+        """What the model needs but does not have, in words; empty if it can be evaluated."""
 
     @abstractmethod
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:
@@ -93,8 +93,8 @@ class Evaluator(ABC):
         missing = [column for column in columns if column not in there]
         if missing:
             raise ValueError(
-                f"{name} reads the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which these pairs have not; "
-                f"they have {', '.join(there)}. Give data that have: {self.sources}"
+                f"{name} reads the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which these pairs do not "
+                f"have; they have {', '.join(there)}. Use data that do: {self.sources}"
             )
         for column in columns:
             empty = pairs.table[column].null_count
@@ -123,15 +123,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def untrained(model: nn.Module, *objectives: str) -> str:
-    """Which of these a model that has ``objectives`` to choose from (BLIP) was not trained for, or the checkpoint that
-    it began from not, in words; empty: for all. Its heads are there, and would be measured as they began."""
+    """Which of these ``objectives`` the model (a BLIP has a choice of them), or the checkpoint that it began from, was
+    not trained for, in words; empty if none. An untrained head exists too, and would be measured as initialised."""
     had = getattr(model, "objectives", objectives)
     lost = [one for one in objectives if one not in had]
     if lost:
         return f"training for {' and '.join(lost)}, its objectives being {', '.join(had)}"
     unlearned: list[str] = getattr(model, "unlearned", lambda _: [])(objectives)
     many = f" and {len(unlearned) - 1} more" if len(unlearned) > 1 else ""
-    return f"{unlearned[0]}{many}, which the checkpoint that it began from has not" if unlearned else ""
+    return f"{unlearned[0]}{many}, which the checkpoint that it began from does not have" if unlearned else ""
 
 
 def unfit_to_compare(model: nn.Module, *, rerank: bool = False) -> str:

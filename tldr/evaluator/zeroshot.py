@@ -125,9 +125,9 @@ class Zeroshot(Evaluator):
         strangers = sorted(set(captions) - set(places))
         if strangers:
             raise ValueError(
-                f"zeroshot: {strangers[0]!r} is none of the {len(names)} classes (and {len(strangers) - 1} others are "
-                f"not): captions must be classes' names. Give data whose are: {self.sources}; or evaluator.zeroshot."
-                "classes=..."
+                f"zeroshot: {strangers[0]!r} is none of the {len(names)} classes (nor are {len(strangers) - 1} others)"
+                f": captions must be names of classes. Use data where they are ({self.sources}), or set "
+                "evaluator.zeroshot.classes=..."
             )
         return names, torch.tensor([places[caption] for caption in captions])
 

@@ -94,7 +94,7 @@ class Model(L.LightningModule, ABC):
                 share()
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
             if self.indivisible:
-                raise ValueError(f"{self.indivisible} cannot have its weights divided (trainer=fsdp): trainer=ddp")
+                raise ValueError(f"{self.indivisible} cannot have its weights divided (trainer=fsdp): use trainer=ddp")
             shard(self, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -78,8 +78,8 @@ class Captioner(Model):
         super().__init__(optimizer=optimizer)
         if noise_rate is not None and (not 0 < noise_rate < 1 or not 0 < null_share < 1):
             raise ValueError(
-                f"noise_rate={noise_rate} is the share of wrong captions to begin from, inside (0, 1), and wants "
-                f"null_share there too (it is {null_share}); or null"
+                f"noise_rate={noise_rate} must be null, or the initial share of wrong captions, inside (0, 1), which "
+                f"needs null_share inside (0, 1) too (it is {null_share})"
             )
         self.save_hyperparameters()
         self.tokenizer = Tokenizer(tokenizer)

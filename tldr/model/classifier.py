@@ -121,7 +121,8 @@ class Classifier(Model):
         found = set(table[self.column].unique().to_pylist())
         if None in found or len(found) < 2:
             raise ValueError(
-                f"model.column={self.column}: the training pairs have {len(found - {None})} different labels"
+                f"model.column={self.column}: needs at least two labels, none missing; the training pairs have "
+                f"{len(found - {None})} different labels"
                 + (", and pairs without one; give a column that all have" * (None in found))
             )
         self._learn_to_say(sorted(found))
@@ -146,7 +147,7 @@ class Classifier(Model):
         total = int(self.trainer.estimated_stepping_batches)
         self.early_at = max(1, round(self.early_steps * total)) if self.early_steps < 1 else int(self.early_steps)
         if self.early_at > total:
-            raise ValueError(f"model.early_steps={self.early_steps} lies behind the end of the run, step {total}")
+            raise ValueError(f"model.early_steps={self.early_steps} is past the end of the run, step {total}")
         self._kept = int(self.early_step) >= 0  # by what this run goes on from
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

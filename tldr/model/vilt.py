@@ -67,7 +67,7 @@ class Vilt(Model):
         if not 0 < swapped < 1:
             raise ValueError(f"swapped={swapped}, but ITM learns from right and from wrong pairs: between 0 and 1")
         if ranked < 0:
-            raise ValueError(f"ranked={ranked}: so many captions of others, 15 as published, or 0 for pre-training")
+            raise ValueError(f"ranked={ranked}: wrong captions to rank against, 15 as published, or 0 for pre-training")
         self.tokenizer = Tokenizer(tokenizer)
         encoder = ImageEncoder(**image)
         self.image_size, self.resize_mode, self.joint_width = encoder.image_size, encoder.resize_mode, encoder.width
@@ -115,8 +115,8 @@ class Vilt(Model):
         others, there = draw_others(positive, self.ranked)  # (B, R)
         if not there.any():
             raise ValueError(
-                f"model.ranked={self.ranked}: no picture of this batch of {len(tokens)} has the caption of another to "
-                "be told from, all show or say the same; raise batch_size, or take data with more pictures"
+                f"model.ranked={self.ranked}: no picture of this batch of {len(tokens)} has a wrong caption to be "
+                "ranked against: all share a picture or a caption; raise batch_size, or use data with more pictures"
             )
         own = torch.arange(len(tokens), device=tokens.device)[:, None]
         shown = torch.cat([own, others], 1).flatten()

@@ -38,7 +38,7 @@ def judged(
 
     def judge(pairs: Pairs) -> np.ndarray:
         found = np.asarray(writer.align(pairs, scorer), np.float32)
-        pairs.refuse(np.isnan(found), f"the scorer {scorer or 'that writes'} says NaN of")
+        pairs.refuse(np.isnan(found), f"the scorer {scorer or 'that writes'} gives NaN for")
         return found
 
     texts = [new or old for new, old in zip(generated, subset.captions.to_pylist(), strict=True)]

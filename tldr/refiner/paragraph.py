@@ -170,13 +170,13 @@ class DenseCaptioner:
             config = AutoConfig.from_pretrained(checkpoint)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"refiner.checkpoint={checkpoint} is neither a folder nor, in reach, a Hugging Face id with a "
+                f"refiner.checkpoint={checkpoint} is neither a folder nor a reachable Hugging Face id with a "
                 "config.json that transformers knows"
             ) from error
         if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
             raise ValueError(
                 f"refiner.checkpoint={checkpoint} is a {config.model_type}, which writes no text about pictures "
-                "(transformers' AutoModelForImageTextToText); a BLIP, GIT or LLaVA does, say"
+                "(transformers' AutoModelForImageTextToText); give a BLIP, GIT or LLaVA, for example"
             )
         self.checkpoint, self.prompt, self.options = str(checkpoint), prompt.strip(), dict(options)
         self.dtype: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
@@ -205,7 +205,7 @@ class DenseCaptioner:
         self.chat = self.whole and bool(self.processor.chat_template)
         if self.chat and not self.prompt:
             raise ValueError(
-                f"refiner.checkpoint={self.checkpoint} is a chat model and wants to be asked: "
+                f"refiner.checkpoint={self.checkpoint} is a chat model and needs a prompt: "
                 "refiner.prompt='Describe this picture in detail.'"
             )
         if self.prompt and not self.whole:

@@ -50,7 +50,7 @@ def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Pat
         told += map(_quarantined, lost)
         if not pooled and not lost:
             near = _near(decisions, quarantine, uid)
-            quotes = f"; a uid of digits, or with signs, wants two pairs of quotes: \"explain='{uid}'\""
+            quotes = f"; a uid of digits, or with special characters, must be quoted twice: \"explain='{uid}'\""
             raise ValueError(f"uid {uid!r} is not in {file}, nor quarantined{near}{quotes * (not uid.isidentifier())}")
     return "\n\n".join(told)
 

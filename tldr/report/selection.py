@@ -61,7 +61,7 @@ def _body(
     yield from _charts(made)
     yield from _truth(made, seed)
     yield "<h2>What was kept, what was dropped</h2>"
-    yield '<p class="note">Each pair with the reason for its fate. Blue lines: kept. Orange lines: dropped.</p>'
+    yield '<p class="note">Each pair with the reason why it was kept (blue line) or dropped (orange line).</p>'
     for gallery in made.galleries(GALLERY, seed=seed):
         yield f"<h3>{escape(gallery.title)} <small>{escape(gallery.note)}</small></h3>"
         yield _tiles(made, gallery, thumbnails)
@@ -97,8 +97,8 @@ def _truth(made: Decisions, seed: int) -> Iterator[str]:
         means = (float(rarity[of].mean()) for of in (slice(None), drawn, kept))
         rows.append(["Rarity of a scene's rarest object (mean, nats)", *(f"{mean:.2f}" for mean in means)])
     yield "<h2>What was planted, and what is left</h2>"
-    yield '<p class="note">The pool knows its own diseases. The selector did not see these columns.</p>'
-    yield table(["", "Pool", "Random draw, as many", "Kept"], rows, kept=3)
+    yield '<p class="note">The noise planted in this pool is known. The selector did not see these columns.</p>'
+    yield table(["", "Pool", "Random draw of equal size", "Kept"], rows, kept=3)
 
 
 def _clusters(made: Decisions, thumbnails: Thumbnails, seed: int) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _clusters(made: Decisions, thumbnails: Thumbnails, seed: int) -> Iterator[st
     if not shown:
         return
     yield "<h2>Inside a few clusters</h2>"
-    yield '<p class="note">Pictures that the method found alike: left what it kept of them, right what it dropped.</p>'
+    yield '<p class="note">Pictures that the method found similar. Left: what it kept. Right: what it dropped.</p>'
     for number, *sides in shown:
         yield f'<h3>Cluster {number}</h3><div class="sides">'
         for side in sides:

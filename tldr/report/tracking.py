@@ -78,7 +78,7 @@ def part_of(logger: Logger, name: str) -> Logger:
 
 
 def ends_its_run(task: Callable[P, T]) -> Callable[P, T]:
-    """The task also closes the W&B run that it began when it fails: the next job of a sweep would go on with that."""
+    """When the task fails, close the W&B run that it began: else the next job of a sweep would log into it."""
 
     @wraps(task)
     def closed(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -90,11 +90,10 @@ class Target:
 
 
 class Method:
-    """What selectors and makers have in common: the signals they ``needs`` (``alignment`` of the scorer that
-    ``model=`` names, ``clip.embedding`` of the one that is called so), and the ``target``, a `tldr.data.base.Reader`
-    of the pairs that the data are wanted for, where a method ``needs_target``. ``scorer_options`` are what scorers have
-    to be made with, by their names: ``{"classifier": {"column": "label"}}``. Where it trains or compares much, it does
-    so on ``device``, as the task's ``device=`` has it."""
+    """What selectors and makers share. ``needs``: the signals they read (``alignment`` of the scorer that ``model=``
+    names, ``clip.embedding`` of the one called ``clip``). ``target``: a `tldr.data.base.Reader` of the target set, for
+    methods with ``needs_target``. ``scorer_options``: arguments that scorers must be built with, by scorer name:
+    ``{"classifier": {"column": "label"}}``. Heavy computation runs on ``device``, the task's ``device=``."""
 
     needs: tuple[str, ...] = ()
     needs_target: bool = False

@@ -31,8 +31,8 @@ def counts(total: int, keep: int, steps: int, shares: Sequence[float] | None) ->
     left = _left(total, shares)
     if left[-1] < keep:
         raise ValueError(
-            f"selector.shares={list(shares)} leaves the last step {left[-1]} of {total} pairs, of which it is to keep "
-            f"{keep}; raise them, or compression"
+            f"selector.shares={list(shares)} leaves the last step {left[-1]} of {total} pairs, too few to keep "
+            f"{keep}; raise the shares, or compression"
         )
     return [*left[1:], keep]
 
@@ -61,8 +61,8 @@ class Chain(Combination):
             and all(is_number(share) and 0 < share <= 1 for share in shares)
         ):
             raise ValueError(
-                f"selector.shares={shares}: {len(steps)} steps take {len(steps) - 1} shares inside (0, 1], how "
-                "much of what it is given each step but the last keeps"
+                f"selector.shares={shares}: {len(steps)} steps take {len(steps) - 1} shares inside (0, 1]: "
+                "for each step but the last, the share of its input that it keeps"
             )
         self.shares = shares
 

@@ -94,8 +94,9 @@ class DataPruning(Selector):
             if self.score == "forgetting":
                 pool.refuse(
                     np.isnan(value),
-                    "selector.score=forgetting counts what training shows: raise scorers.classifier.training.max_steps "
-                    "or give a scorers.classifier.checkpoint that was trained on this pool; never shown were",
+                    "selector.score=forgetting needs every pair shown in training: raise "
+                    "scorers.classifier.training.max_steps or give a scorers.classifier.checkpoint trained on this "
+                    "pool; training never showed",
                 )
             what = [f"{LABELLED[self.score]} {v:.3g}" for v in value]
         merit = value if self.choice == "hard" else -value

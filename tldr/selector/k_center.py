@@ -53,9 +53,9 @@ class KCenter(Selector):
 
 
 def farthest_first(rows: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """For (n, E) unit ``rows``: at which cosine distance from those before it each is picked (n,), beginning with
-    ``first``, and as which (n,). In the order of the rows are ties, and those that equal one picked before: there may
-    be very many, which no clustering parts."""
+    """For (n, E) unit ``rows``, starting with ``first``: each row's cosine distance (n,) to those picked before it, and
+    its place (n,) among the picks. Ties, and rows equal to one picked before, keep the order of the rows: there may be
+    very many, and no clustering can separate them."""
     column = similarities(rows)
     radius, place = np.zeros(len(rows), np.float32), np.empty(len(rows), np.int64)
     near = np.full(len(rows), -2, np.float32)  # the cosine to the nearest picked

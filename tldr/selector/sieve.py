@@ -99,8 +99,8 @@ class Sieve(Selector):
             assert writer is not None
             if self.draws > 1 and not writer.varies:
                 raise ValueError(
-                    f"selector.draws={self.draws}, but only generation.strategy=nucleus draws; of any other the "
-                    "captions are the same: selector.draws=1"
+                    f"selector.draws={self.draws}, but only generation.strategy=nucleus draws; with any other, "
+                    "all captions of a picture are the same: set selector.draws=1"
                 )
             drawn = [pa.array(writer.write(pool, draw=draw), pa.large_string()) for draw in range(self.draws)]
             row = np.tile(np.arange(len(pool)), self.draws)
@@ -152,8 +152,8 @@ class Sieve(Selector):
         names = pool.table.column_names
         if self.captions not in names:
             raise ValueError(
-                f"selector.captions={self.captions}: the pool has no such column; it has {', '.join(names)}; null has "
-                "captions written"
+                f"selector.captions={self.captions}: the pool has no such column; it has {', '.join(names)}; "
+                "selector.captions=null has the captioner write them"
             )
         column = pool.table[self.captions].combine_chunks()
         column = column if isinstance(column, pa.Array) else column.chunk(0)

@@ -81,7 +81,7 @@ class TextFilter(Selector):
         reasons = []
         for number in range(len(pool)):
             if broken[number] == 0:
-                verdict = f"passes, as {passed} do, of whom {keep} are kept"
+                verdict = f"passes, as {passed} do, of which {keep} are kept"
                 verdict += f": {what} {merit[number]:.3g}, cut at {last:.3g}" if passed > keep else ""
                 verdict = verdict if passed >= keep else f"passes, as {passed} do"
             else:

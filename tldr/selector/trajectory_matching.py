@@ -117,7 +117,7 @@ class TrajectoryMatching(Maker):
         begun = np.sort(np.random.default_rng(seed).choice(len(pool), keep, replace=False))
         learned = self._learn(nets, experts, self._images(pixels[begun]), self._texts(texts[begun]), seed)
         if keep == 1:
-            print("one pair has nothing to be told from: it stays as it began; lower compression")
+            print("a single pair has no other to be contrasted with, so nothing is learned; lower compression")
         return self._write(pool, signals, begun, learned, folder)
 
     def _images(self, pixels: np.ndarray) -> Tensor:

@@ -57,8 +57,8 @@ class Beginning:
             if value is None and configured is not None:
                 names = " and ".join(source for source, _ in self.sources)
                 raise ValueError(
-                    f"init_from: {names} has no {key}, and model.{key} asks for one: model.{key}=null, or begin from a "
-                    "model that has one"
+                    f"init_from: {names} has no {key}, and model.{key} asks for one: set model.{key}=null, or begin "
+                    "from a model that has one"
                 )
             if isinstance(value, Mapping) and isinstance(configured, Mapping):
                 # A source's tower replaces the configured one; image_size alone only changes it.
@@ -74,11 +74,11 @@ class Beginning:
         self.overruled = {key: (value, has[key]) for key, value in wanted.items() if has.get(key, value) != value}
 
     def tell(self) -> None:
-        """Of the architecture that is asked for, what a checkpoint has otherwise."""
+        """Print where a checkpoint's architecture overrides the configured one."""
         if self.overruled:
             told = [f"{key}={has} (not {asked})" for key, (asked, has) in sorted(self.overruled.items())]
             more = f" and {len(told) - 4} more" if len(told) > 4 else ""
-            print(f"init_from: what is begun from decides {', '.join(told[:4])}{more}")
+            print(f"init_from: the checkpoint overrides the configuration: {', '.join(told[:4])}{more}")
 
     @property
     def tokenizer(self) -> str | None:
@@ -98,21 +98,21 @@ class Beginning:
             print(f"{source}: {len(weights.state)} arrays for {type(module).__name__}")
             left = fresh if left is None else [name for name in left if name in set(fresh)]
         if left:
-            print(f"beginning anew: {', '.join(sorted(left))}")
+            print(f"in no checkpoint, newly initialised: {', '.join(sorted(left))}")
             module.left_to_chance = tuple(sorted(left))
         return module
 
 
 def open_model(checkpoint: str | Path, model: Callable[..., Model] | None = None) -> Model:
-    """A model that is asked, not trained, in evaluation mode: of a checkpoint of ours, or of a published one that
-    ``model`` can begin from. Raises ValueError for one that is neither, or has no tokenizer."""
+    """Open a model for inference, in evaluation mode: from a checkpoint of ours, or from a published one that ``model``
+    can be initialised from. Raises ValueError for one that is neither, or has no tokenizer."""
     path = Path(checkpoint)
     if path.suffix == ".ckpt" or (path / "model.ckpt").is_file():
         return load_model(path)
     if model is None:
         raise ValueError(
-            f"no checkpoint of ours at {path}: `python train.py ... out={path}` writes one. A published one (folder or "
-            "Hugging Face id) is opened by the model that can begin from it: model=clip, blip, vilt, captioner, ..."
+            f"no checkpoint of ours at {path}: `python train.py ... out={path}` writes one. To open a published one "
+            "(folder or Hugging Face id), name a model that can begin from it: model=clip, blip, vilt, captioner, ..."
         )
     beginning = Beginning(model, checkpoint)
     if beginning.learns_tokenizer and beginning.tokenizer is None:

@@ -153,8 +153,8 @@ def fit(
 ) -> tuple[Model, Path]:
     """Train for ``max_steps`` optimiser steps, whatever the number of pairs; write ``folder/model.ckpt``.
 
-    With ``balance`` 1 the pairs that share a caption are together drawn as often as one with a caption of its own, so
-    that what repeats is not learned by heart; 0 draws all pairs alike, a number between them lies between.
+    With ``balance=1``, all pairs that share a caption are together drawn as often as one pair with a unique caption,
+    so that repeated captions are not memorised; 0 draws all pairs equally often, values between interpolate.
 
     ``model`` builds the module from a tokenizer, ``trainer`` the Trainer from steps, logger and callbacks.
     ``tokenizer`` names a published one; without it one of at most ``vocab_size`` pieces is learned from the captions.
@@ -162,12 +162,12 @@ def fit(
     tokenizer, stand in for what ``model`` has. ``ema`` is the decay of averaged weights, which are then the result.
 
     Every ``checkpoint_every`` steps (0: never) ``folder/last.ckpt`` is written, from which ``resume`` goes on if that
-    run had the same ``identity``; without one it begins at the beginning. Raises ValueError naming what differs.
+    run had the same ``identity``; without one it starts from scratch. Raises ValueError naming what differs.
     Whatever ends it early, such as the Trainer's ``max_time``, leaves ``last.ckpt`` and no ``model.ckpt``, and raises
     SystemExit.
 
-    ``stage`` is the ledger's entry, which is told the pictures and the FLOPs of the whole run: those of a few batches,
-    counted, times the rest; of a run that was killed before, what that took is found.
+    ``stage`` is the ledger's entry for the run: its pictures, and its FLOPs, extrapolated from a few counted batches.
+    What a resumed run had spent before it was killed is entered as ``found_seconds`` and ``found_flops``.
     """
     for key, number in (("max_steps", max_steps), ("batch_size", batch_size)):
         check_number(key, number, f"a whole number from 1 (of a scorer: training.{key})", low=1, whole=True)
@@ -177,8 +177,8 @@ def fit(
     precision = str(given.get("precision"))
     if precision in ("16-true", "bf16-true"):
         raise ValueError(
-            f"trainer.precision={precision}: weights of 16 bits stand still under the small steps of averages, "
-            "teachers and codebooks; take trainer.precision=bf16-mixed"
+            f"trainer.precision={precision}: 16-bit weights are too coarse for the small updates of averages, teachers "
+            "and codebooks; take trainer.precision=bf16-mixed"
         )
     identity = {} if identity is None else identity
     last = find_last(folder, identity) if resume else None
@@ -225,14 +225,14 @@ def fit(
         if not 0 < ema < 1:
             raise ValueError(f"ema={ema}; take a decay such as 0.999, or null for none")
         if isinstance(run.strategy, FullyShardedStrategy):
-            raise ValueError(f"ema={ema} wants all weights in every process, where trainer=fsdp divides them: ema=null")
+            raise ValueError(f"ema={ema} wants all weights in every process, but fsdp shards them: set ema=null")
         # Buffers are not averaged: a queue's, a codebook's and BatchNorm's numbers mean nothing half-way.
         averaging = EMAWeightAveraging(device=run.strategy.root_device, use_buffers=False, decay=ema)
         run.callbacks.insert(0, averaging)  # pyright: ignore[reportAttributeAccessIssue]
     if last is None and run.is_global_zero and (folder / LAST).exists():
         print(
-            f"{folder / LAST} is of a run that did not end; with resume=true the same would go on from there, now this "
-            "one begins at the beginning, and replaces that file when it writes its own"
+            f"{folder / LAST} is from an unfinished run, which resume=true would continue; this run starts from "
+            "scratch and will overwrite that file"
         )
     with warnings.catch_warnings():
         # Of a model that is configured once more for the average: ours changes only where weights are divided.

@@ -66,8 +66,8 @@ class RollingCheckpoint(Checkpoint):
             if other != told[0]:
                 keys = _differing(json.loads(other), json.loads(told[0]))
                 raise ValueError(
-                    f"process {rank} has other {', '.join(keys)} than process 0: perhaps one could not read a picture "
-                    "that the other read. Let select.py write the pairs once, and train on them: pairs=..."
+                    f"process {rank} and process 0 differ in {', '.join(keys)}: perhaps one could not read a picture "
+                    "that the other could. Write the pairs once with select.py, and train on them: pairs=..."
                 )
 
     def on_train_batch_start(
@@ -81,9 +81,9 @@ class RollingCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write where it is time, and where training is to stop before its end: now, for when it has stopped, weights
-        that are averaged have taken the place of those to go on from. It stops after a whole step only: gradients that
-        have been accumulated for the next one are in no checkpoint."""
+        """Write when a checkpoint is due, and when training is about to stop early: once it has stopped, averaged
+        weights have replaced those to resume from. It stops only after a whole step: gradients accumulated for the next
+        one are in no checkpoint."""
         self._stops |= trainer.should_stop
         trainer.should_stop = self._stops and trainer.global_step > self._step
         self._step = trainer.global_step
@@ -202,7 +202,7 @@ def find_last(folder: Path, identity: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from, if there is one; says which. Raises ValueError where it is another run's."""
     file = folder / LAST
     if not file.exists():
-        print(f"resume=true, but there is no {file}: beginning at the beginning")
+        print(f"resume=true, but there is no {file}: starting from scratch")
         return None
     checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     state = checkpoint.get("callbacks", {}).get(RollingCheckpoint.__qualname__)

@@ -47,9 +47,9 @@ def pick_device(device: str) -> torch.device:
     try:
         chosen = torch.device(("cuda" if gpu else "cpu") if device == "auto" else device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}: auto, cpu, cuda or one of several, cuda:1") from error
+        raise ValueError(f"device={device!r}; choose from auto, cpu, cuda, or one GPU such as cuda:1") from error
     if chosen.type == "cuda" and not (gpu and (chosen.index or 0) < torch.cuda.device_count()):
-        raise ValueError(f"device={device}: torch sees {torch.cuda.device_count() if gpu else 0} GPUs here; device=cpu")
+        raise ValueError(f"device={device}: torch sees {torch.cuda.device_count() if gpu else 0} GPUs; use device=cpu")
     return chosen
 
 
@@ -115,7 +115,7 @@ def find_sure_scorer(
     second one: of the same recipe, it learns from scratch from the pairs whose alignment by the first is highest, as
     many as that believes, if they fill a batch; `ROUNDS` in all. ``extraction`` has `score`'s arguments.
 
-    What learns from wrong captions comes to know some by heart, and believes them; the next has not seen most of them.
+    A model trained on wrong captions memorises some and then believes them; the next one has not seen most of them.
     Choosing what to learn from by the loss of a model that has learned is from co-teaching (Han et al. 2018, arXiv
     1804.06872) and its kin, doing so in rounds from Shen and Sanghavi 2019 (arXiv 1810.11874)."""
     learn = partial(find_scorer, **recipe, cache=cache, ledger=ledger)
@@ -150,8 +150,8 @@ def refuse_chance(model: Model, signals: Iterable[str], key: str) -> None:
     if lacking := model.unlearned(signals):
         told = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(
-            f"{key} lacks {told}, behind {', '.join(sorted(signals))}: chance would decide. Train it first, python "
-            f"train.py model=... init_from=... balance=0.5, and give what is written as {key}"
+            f"{key} lacks {told}, needed for {', '.join(sorted(signals))}: untrained weights would decide. Train it "
+            f"first (python train.py model=... init_from=... balance=0.5), and give the result as {key}"
         )
 
 
@@ -210,10 +210,11 @@ class Scorers:
         callbacks: Sequence[L.Callback] = (),
         **options: Any,
     ) -> Scorers:
-        """Those that give the signals ``needs``, or are ``writing``: each of ``recipes`` has `find_scorer`'s model, and
-        perhaps checkpoint, and what differs from ``training``; ``asked`` are the arguments of models that the selector
-        insists on. The main one is watched by ``callbacks``. Raises ValueError for a name without recipe, a checkpoint
-        that was made with other arguments than are asked, and for a model that does not give what it is needed for."""
+        """Get the scorers that give the signals ``needs``, and those that write captions (``writing``). Each of
+        ``recipes`` has `find_scorer`'s model, and optionally its checkpoint and what differs from ``training``;
+        ``asked`` has the model arguments that the selector requires. ``callbacks`` watch the main scorer. Raises
+        ValueError for a name without a recipe, a checkpoint made with arguments other than those required, and a model
+        that does not give the signals needed."""
         models: dict[str, Model] = {}
         files: dict[str, Path] = {}
         names = {*scorers_of(needs), *writing}
@@ -241,7 +242,7 @@ class Scorers:
             for key, value in asked.get(name, {}).items():
                 if (has := getattr(model, key)) != value:
                     raise ValueError(
-                        f"scorers.{name}.checkpoint={files[name]} has {key}={has}; the selector asks {value}"
+                        f"scorers.{name}.checkpoint={files[name]} has {key}={has}, but the selector needs {value}"
                     )
             models[name] = model
         return cls(models, files, cache=options["cache"], ledger=options["ledger"], **extraction)

@@ -136,8 +136,8 @@ def run(
     if checkpoint and MAIN not in (asked := {*scorers_of(needs), *writing}):
         others = ", ".join(f"scorers.{name}.checkpoint=" for name in sorted(asked) if name != WRITER)
         print(
-            f"checkpoint={checkpoint} is not read: it is the captioner's, whom selector={names['selector']} does not "
-            f"ask{f'; its scorer is that of {others}' * bool(others)}"
+            f"checkpoint={checkpoint} is not used: it is the captioner's, which selector={names['selector']} does not "
+            f"need{f'; its scorer is set by {others}' * bool(others)}"
         )
     judges = Scorers.find(
         pool, needs,

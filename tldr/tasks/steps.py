@@ -21,7 +21,7 @@ def refuse_missing(keys: Iterable[str], hydra: Any) -> None:
     that ``hydra``, its own configuration, tells of, which says what it is."""
     if missing := sorted(keys):
         key = missing[0].partition("[")[0]
-        raise ValueError(f"{key} is missing, and has no default: give {key}=..., of which {_told_in(key, hydra)} more")
+        raise ValueError(f"{key} is missing, and has no default: give {key}=... ({_told_in(key, hydra)} more)")
 
 
 def refuse_unread(group: str, overrides: Iterable[str], *, instead: str) -> None:
@@ -29,7 +29,7 @@ def refuse_unread(group: str, overrides: Iterable[str], *, instead: str) -> None
     given ``instead``."""
     unread = [text for text in overrides if re.match(rf"[+~]*{group}[.@=]", text)]
     if unread:
-        raise ValueError(f"{' '.join(unread)} is not read with {instead}, which is all that is trained on: give one")
+        raise ValueError(f"{' '.join(unread)} would be ignored, as {instead} is what is trained on: give only one")
 
 
 def _told_in(key: str, hydra: Any) -> str:
@@ -92,9 +92,9 @@ def selection_folder(config: Mapping[str, Any], hydra: Any) -> str:
 
 
 def plain_name(overrides: str) -> str:
-    """Overrides as one part of a path, and without the signs that Hydra's command line would read as something else
-    where it is given the folder: ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``. Of a long one a
-    beginning and a digest; of one with letters that Hydra takes in quotes alone, what is left of it and a digest."""
+    """Overrides as one path component, without the characters that have a meaning on Hydra's command line:
+    ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``. A long one is cut and ends in a digest; one with
+    letters that Hydra accepts only in quotes loses them, and ends in a digest too."""
     name = re.sub(r"-?[^\w.+-]+", "-", overrides, flags=re.ASCII).replace("-__", "__").rstrip("-")
     if len(name) <= LONGEST and overrides.isascii():
         return name

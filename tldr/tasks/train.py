@@ -109,7 +109,7 @@ def run(
     identity = identity_of(config or {}, "-".join(filter(None, [subset.hash, subset.digest(columns)])))
     finished = find_finished(folder, identity)  # another run's is not replaced
     if resume and finished:
-        print(f"this run has ended before; resume=true has nothing to do\nwrote {finished}")
+        print(f"this run is already finished; resume=true has nothing to do\nwrote {finished}")
         if export:
             write_export(load_model(finished), folder, export)
         return finished
@@ -160,8 +160,8 @@ def refuse_processes(trainer: Callable[..., L.Trainer]) -> None:
     environment = getattr(made.strategy, "cluster_environment", None)
     if made.world_size > 1 and environment is not None and not environment.creates_processes_externally:
         raise ValueError(
-            f"-m and {made.world_size} processes on one machine: give one command for each run, or each a job of its "
-            "own, hydra/launcher=submitit_slurm"
+            f"-m and {made.world_size} processes on one machine: a sweep cannot start them; use one command per run, "
+            "or one job per run: hydra/launcher=submitit_slurm"
         )
 
 
