@@ -24,6 +24,7 @@ else:
 
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from hydra.utils import instantiate
     from omegaconf import DictConfig, OmegaConf
 
@@ -40,7 +41,8 @@ else:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         config["selector"] = named_steps(config["selector"], Path(__file__).parent / "conf" / "selector", load)
         config["out"] = selection_folder(config, HydraConfig.get())
-        run(**instantiate(config, _convert_="all"), config=config)
+        sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+        run(**instantiate(config, _convert_="all"), config=config, sweep=sweep)
 
     if __name__ == "__main__":
         main()

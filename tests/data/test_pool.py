@@ -143,7 +143,7 @@ def test_equal_pairs_are_numbered_and_equal_names_refused(listed):
 
 def test_repeated_pairs_are_taken_from_the_table_once(listed, monkeypatch):
     """Each take from a table of many chunks costs a copy of it: one for every repeated pair would be a copy a pair."""
-    monkeypatch.setattr("tldr.data.pool._CHUNK", 7)
+    monkeypatch.setattr("tldr.data.gather._CHUNK", 7)
     taken = []
 
     class Table:  # pa.Table itself cannot be patched
@@ -185,7 +185,7 @@ def test_a_name_is_free_again_if_its_first_picture_cannot_be_read(tmp_path, list
 
 @pytest.mark.parametrize("chunk", [3, 1000])
 def test_extra_columns_keep_their_types(listed, monkeypatch, chunk):
-    monkeypatch.setattr("tldr.data.pool._CHUNK", chunk)
+    monkeypatch.setattr("tldr.data.gather._CHUNK", chunk)
     extras = [
         {"flag": True, "n": 1, "score": 0.5, "word": "a", "mixed": 1, "tags": ["x"], "deep": {"b": [1]}},
         {"flag": False, "n": 2, "score": 1, "word": "\udcffb", "mixed": "two", "tags": [], "deep": {}},

@@ -77,6 +77,9 @@ def test_a_sweep_leaves_its_subsets_in_one_group_and_extracts_once(command, proj
     )
     assert [len(Pairs.open(folder)) for folder in folders] == [160, 80, 32] * 2
     assert said.count("no checkpoint given") == 1
+    assert said.count("reading shapes: 0 pairs") == said.count("verifying images:   0%") == 1
+    assert said.count("320 pairs read") == 6
+    assert all((folder / "quarantine.parquet").is_file() for folder in folders)
     signals = list((project / "outputs" / "cache" / "signals").glob("*/*/part-*"))
     assert len(signals) == 1
     ledgers = [json.loads((folder / "ledger.json").read_text()) for folder in folders if folder.name.startswith("tldr")]

@@ -88,6 +88,11 @@ class Reader(ABC):
     def prepare(self) -> None:  # noqa: B027  (most have nothing to make)
         """Make what is to be read, where it must be made first."""
 
+    def sources(self) -> Sequence[Path] | None:
+        """The files that `rows` depends on, beside the reader's own attributes, which are plain values and paths then:
+        what these hold is remembered. None, where that cannot be told or is not worth it: read by every command."""
+        return None
+
     def for_task(self, task: str) -> Reader:
         """The reader of what ``task`` (pairs, nlvr2, vqa, classes, video) is evaluated on: this one, unless it knows
         better."""

@@ -70,6 +70,10 @@ class Csv(Reader):
         self.quotes = quotes
         self.name = name
 
+    def sources(self) -> Sequence[Path]:
+        """The file of the pairs."""
+        return [self.annotations]
+
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs in the order of the file."""
         delimiter = self._find_delimiter() if self.delimiter == "auto" else self.delimiter

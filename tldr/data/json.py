@@ -54,6 +54,10 @@ class Json(Reader):
         self.caption_column = caption_column
         self.name = name
 
+    def sources(self) -> Sequence[Path]:
+        """The files of the pairs."""
+        return self.annotations
+
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs of every record, in the order of the files."""
         for file in self.annotations:

@@ -61,6 +61,10 @@ class Parquet(Reader):
         self.uid_column = uid_column
         self.name = name
 
+    def sources(self) -> Sequence[Path]:
+        """The files of the pairs."""
+        return self.files
+
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs of every file, row by row."""
         for file in self.files:

@@ -1,47 +1,30 @@
 """From a reader to a canonical pool: judge every caption, look at every picture once, keep count of what is refused.
 
 Nothing unreadable is replaced or passed over: it goes to the quarantine with uid, stage and error, and
-``read = kept + quarantined``. The pool does not depend on the order in which the source lists its pairs. Rows are
-gathered in Arrow chunks of a fixed size, so that 40M pairs never exist as Python objects at once.
+``read = kept + quarantined``. The pool does not depend on the order in which the source lists its pairs.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from tldr.check import check_number
-from tldr.data.base import Bad, Reader, Row, Stage, raw
+from tldr.data.base import Reader, Stage
+from tldr.data.gather import EXTRA, FOUND, LOCATOR, gather
 from tldr.data.images import ImageStore
 from tldr.data.quarantine import complaint, reasons, write_quarantine
 from tldr.data.verdict import verdicts
-from tldr.pairs import DIGEST, REQUIRED, SECOND, SECOND_DIGEST, Pairs, derive_uid, widen
+from tldr.pairs import DIGEST, REQUIRED, SECOND, SECOND_DIGEST, Pairs, derive_uid
 
 Verify = Literal["decode", "exists", "none"]
-
-_CHUNK = 65_536
-_LOCATOR = pa.large_string()
-_EXTRA = "extra."  # keeps a source's own column names apart from these
-_FOUND = pa.schema(
-    {
-        "uid": pa.large_string(),
-        "derived": pa.bool_(),  # the uid, because the source gave none
-        "image": pa.large_string(),
-        "caption": pa.large_binary(),  # as found: it need not be text
-        "stage": pa.large_string(),  # null, as the error, for what is good so far
-        "error": pa.large_string(),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -76,8 +59,8 @@ def read_pool(
     """Read a source, verify its pictures, and part what can be read from what cannot.
 
     ``verify="decode"`` decodes every distinct picture and gives the pairs the column ``image_digest`` of its bytes;
-    ``"exists"`` asks only whether there is such a file. What was decoded is remembered in the folder ``cache``. Second
-    pictures, the locators in a column ``image_2``, are verified as the first are.
+    ``"exists"`` asks only whether there is such a file. What was read and what was decoded is remembered in the folder
+    ``cache``. Second pictures, the locators in a column ``image_2``, are verified as the first are.
     The quarantine is written into the folder ``quarantine_to``, whether or not the pool is good enough.
 
     Raises ValueError where more than ``max_bad_fraction`` of the pairs is bad.
@@ -86,7 +69,7 @@ def read_pool(
         raise ValueError(f"verify={verify!r}; it is one of decode, exists, none")
     check_number("max_bad_fraction", max_bad_fraction, "it is a share of what is read, from 0 to 1", low=0, high=1)
     reader.prepare()
-    found = _gather(tqdm(reader.rows(), f"reading {reader.name}", unit=" pairs", disable=not progress))
+    found = gather(reader, cache=cache, progress=progress)
     read = found.num_rows
     if not read:
         files = getattr(reader, "annotations", None) or reader.root
@@ -99,7 +82,7 @@ def read_pool(
     if verify != "none":
         good = pc.is_null(found["stage"])
         shown = [chunk for name in pictures.values() for chunk in found[name].filter(good).chunks]
-        images = pc.unique(pa.chunked_array(shown, _LOCATOR)).drop_null()
+        images = pc.unique(pa.chunked_array(shown, LOCATOR)).drop_null()
         store, decoding = ImageStore(reader.root), verify == "decode"
         verdict, decoded = verdicts(store, images, decoding=decoding, cache=cache, workers=workers, progress=progress)
         for digest, name in pictures.items():
@@ -122,11 +105,11 @@ def read_pool(
     columns: dict[str, Any] = {name: found[name].filter(kept) for name in REQUIRED}
     columns["caption"] = columns["caption"].cast(pa.large_string())
     columns |= {name: digest.filter(kept) for name, digest in digests.items()}
-    for column in found.column_names[len(_FOUND) :]:
-        name = column.removeprefix(_EXTRA)
+    for column in found.column_names[len(FOUND) :]:
+        name = column.removeprefix(EXTRA)
         if name in (DIGEST, SECOND_DIGEST):
             continue  # of an earlier pool: it is measured here, not believed
-        while name in columns or (name != column.removeprefix(_EXTRA) and _EXTRA + name in found.column_names):
+        while name in columns or (name != column.removeprefix(EXTRA) and EXTRA + name in found.column_names):
             name = f"source_{name}"
         columns[name] = found[column].filter(kept)
     provenance = {"data": reader.name, "read": read, "quarantined": bad}
@@ -135,7 +118,7 @@ def read_pool(
 
 def _with_locators(found: pa.Table) -> tuple[pa.Table, dict[str, str]]:
     """Which columns hold locators, under the name of their digest's: a source may have second pictures."""
-    name = _EXTRA + SECOND
+    name = EXTRA + SECOND
     if name not in found.column_names or not pa.types.is_large_string(found[name].type):
         return found, {DIGEST: "image"}
     return found, {DIGEST: "image", SECOND_DIGEST: name}
@@ -144,92 +127,7 @@ def _with_locators(found: pa.Table) -> tuple[pa.Table, dict[str, str]]:
 def _of_second(errors: pa.ChunkedArray, locators: pa.ChunkedArray) -> pa.ChunkedArray:
     """The errors of second pictures, with the locator, which the quarantine does not list: ``kind in image_2: ...``."""
     told = pc.replace_substring_regex(errors, "^([^:]*)", r"\1 in image_2")
-    return pc.binary_join_element_wise(told, locators, pa.scalar(": ", _LOCATOR))
-
-
-def _gather(rows: Iterable[Row | Bad]) -> pa.Table:
-    """Every row of a source, judged: the columns of `_FOUND`, then the source's own."""
-    rows = iter(rows)
-    chunks: list[pa.Table] = []
-    while chunk := list(islice(rows, _CHUNK)):
-        table = pa.Table.from_pylist([_judge(row) for row in chunk], schema=_FOUND)
-        extras = [row.extra if isinstance(row, Row) else {} for row in chunk]
-        for name in dict.fromkeys(name for extra in extras for name in extra):
-            table = table.append_column(_EXTRA + _legible(name), _array([extra.get(name) for extra in extras]))
-        chunks.append(table)
-    names = sorted({name for chunk in chunks for name in chunk.column_names[len(_FOUND) :]})
-    found = pa.concat_tables([chunk.select(_FOUND.names) for chunk in chunks]) if chunks else _FOUND.empty_table()
-    for name in names:
-        parts = [chunk[name] if name in chunk.column_names else pa.nulls(chunk.num_rows) for chunk in chunks]
-        found = found.append_column(name, _unite(parts))
-    return widen(found)
-
-
-def _judge(row: Row | Bad) -> dict[str, Any]:
-    """A row as `_FOUND` has it, with its fault if that shows without looking at the picture."""
-    if isinstance(row, Bad):
-        caption, fault = row.caption, (row.stage, row.error)
-    else:
-        caption, fault = raw(row.caption), _fault(row)
-    image = _legible(row.image)
-    stage, error = fault if fault else (None, None)
-    return {
-        "uid": _legible(row.uid) if row.uid else derive_uid(image, caption),
-        "derived": not row.uid,
-        "image": image,
-        "caption": caption,
-        "stage": stage,
-        "error": error and " ".join(_legible(error).split()),
-    }
-
-
-def _fault(row: Row) -> tuple[Stage, str] | None:
-    texts: tuple[tuple[Stage, str, str], ...] = (
-        ("read", "image name", row.image),
-        ("read", "uid", row.uid or ""),
-        ("caption", "caption", row.caption),
-    )
-    for stage, what, text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            sign = f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"lone surrogate U+{code:04X}"
-            return stage, f"{what} is not UTF-8: {sign} after {error.start} characters, {row.where}"
-    if not row.image:
-        return "read", f"no image: {row.where}"
-    if not row.caption.strip():
-        return "caption", f"empty caption: {row.where}"
-    return None
-
-
-def _legible(text: str) -> str:
-    """A text that a table can hold; the same text where it is sound."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _array(values: Sequence[Any]) -> pa.Array:
-    """An extra column in the type of its values (bool, int, float, str, ..., lists of them), else as JSON text."""
-    with suppress(pa.ArrowException, OverflowError, UnicodeEncodeError):
-        array = pa.array(values)
-        inner = array.type.value_type if pa.types.is_list(array.type) else array.type
-        if not pa.types.is_nested(inner):
-            return array
-    return pa.array([_json(value) for value in values], pa.string())
-
-
-def _unite(parts: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
-    tables = [pa.table({"": part}) for part in parts]
-    try:
-        return pa.concat_tables(tables, promote_options="permissive").column(0)
-    except pa.ArrowException:  # no type holds the values of all chunks
-        return pa.chunked_array([_array([_json(value) for value in part.to_pylist()]) for part in parts], pa.string())
-
-
-def _json(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value and _legible(value)
-    return _legible(json.dumps(value, ensure_ascii=False, sort_keys=True, default=str))
+    return pc.binary_join_element_wise(told, locators, pa.scalar(": ", LOCATOR))
 
 
 def _equal(values: pa.ChunkedArray) -> Iterator[np.ndarray]:

@@ -51,6 +51,10 @@ class Webdataset(Reader):
         self.caption_column = caption_column
         self.name = name
 
+    def sources(self) -> Sequence[Path]:
+        """The shards of the pairs."""
+        return self.shards
+
     def rows(self) -> Iterator[Row | Bad]:
         """The pairs of every shard. Raises ValueError naming those that break off."""
         halves: list[str] = []

@@ -85,6 +85,7 @@ def run(
     report: bool = True,
     explain: str | Sequence[str] | None = None,
     caption_table_every: int = 200,
+    sweep: bool = False,
     config: Mapping[str, Any] | None = None,
 ) -> Pairs:
     """Write a reduced data set into ``out``; return it.
@@ -94,8 +95,8 @@ def run(
     ``model``, and perhaps ``checkpoint`` and what differs in ``training``. ``writer`` is the checkpoint of a captioner
     whose captions the refiner takes (the paper's step 4), None: the scorer's own. ``names`` says what the parts are
     called in the configuration: data, selector, refiner. ``engine`` has signals and captions computed, by several
-    processes or machines if it is asked to. With ``explain``, print what the finished selection in ``out`` tells of
-    these uids, and return it."""
+    processes or machines if it is asked to. ``sweep``: this is one of several jobs (`open_pool`). With ``explain``,
+    print what the finished selection in ``out`` tells of these uids, and return it."""
     folder, identity = Path(out), {"names": dict(names), "compression": compression, "seed": seed}
     config = dict(config or {})
     if explain is not None:
@@ -121,7 +122,8 @@ def run(
     tracker = begin(logger, name=title, group=names["data"], job_type="select", save_dir=folder)
     tracker.log_hyperparams(config)
 
-    found = open_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=folder, ledger=ledger)
+    reading = {"verify": verify, "max_bad_fraction": max_bad_fraction, "cache": cache, "ledger": ledger, "sweep": sweep}
+    found = open_pool(data, folder=folder, **reading)
     pool = found.pairs
     keep_count(len(pool), compression)  # none left should not cost a scorer's training first
     selector.check(pool)
@@ -163,9 +165,7 @@ def run(
         pool = found.pairs
     if selector.needs_target:
         aim = folder / "target"
-        aimed = open_pool(
-            selector.target, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, folder=aim, ledger=ledger
-        )
+        aimed = open_pool(selector.target, folder=aim, **reading)
         seen = None
         if selector.target_needs:
             seen = judges.signals(aimed.pairs, selector.target_needs)
