@@ -25,8 +25,8 @@ TASKS: dict[str, Any] = {"select": select.run, "train": train.run, "evaluate": e
 
 
 def command(script: str, *overrides: str, **changed: Callable[[Any], Any]) -> tuple[Any, float]:
-    """What ``python script.py overrides`` does; its result, and the seconds it took. ``changed`` makes another thing of
-    an argument of the task: ``selector=Control`` wraps the selector."""
+    """Do what ``python script.py overrides`` does; the result, and the seconds it took. ``changed`` replaces arguments
+    of the task: ``selector=Control`` wraps the selector."""
     print(f"\n$ python {script}.py {' '.join(overrides)}", flush=True)
     given, plain = arguments(script, *overrides)
     given |= {name: change(given[name]) for name, change in changed.items()}
@@ -58,7 +58,7 @@ def read(*overrides: str) -> Pairs:
 
 
 def parted(pairs: Pairs, *counts: int) -> list[Pairs]:
-    """For each of ``counts``, so many pairs, as many of each label, none in two parts; always the same ones."""
+    """For each of ``counts``, that many pairs, equally many of each label; parts are disjoint, and always the same."""
     labels, rng = pairs.column("label"), np.random.default_rng(0)
     orders = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     ends = np.cumsum([0, *(count // len(orders) for count in counts)])

@@ -1,5 +1,5 @@
-"""What methods are to be compared with: selections that are no methods. Some choose rows of a pool, oracles with the
-ground truth before their eyes; length bins are a selector around another one.
+"""Controls to compare the methods with. Some choose rows of a pool directly, the oracles by looking at its ground
+truth; length bins wrap another selector.
 
 Shapes: N pairs, n = keep.
 """

@@ -3,12 +3,12 @@
     git clone https://github.com/salesforce/BLIP
     python benchmarks/blip_reference.py --source BLIP
 
-Both get the same weights, teacher, queue and batch, no dropout, and the likeliest negatives instead of drawn ones. What
-ours does otherwise on purpose is off: pooling over tokens, the ramps, a queue that begins empty, several captions of a
-picture. What gradients, teachers and queues are apart is in parts of each tensor's largest entry.
+Both get the same weights, teacher, queue and batch, no dropout, and the likeliest negatives instead of random ones. Our
+deliberate differences are switched off: pooling over tokens, the ramps, a queue that begins empty, several captions of
+a picture. Differences of gradients, teachers and queues are relative to the largest entry of each tensor.
 
-Speed is that of whole steps (forward, backward, AdamW), in turns. Theirs pads every caption to 30 tokens, ours to the
-longest of the batch: ``--words`` says how long captions are.
+Speed is measured on whole steps (forward, backward, AdamW), alternating between both. Theirs pads every caption to 30
+tokens, ours to the longest of the batch: ``--words`` sets the length of the captions.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Dataset distillation on CIFAR-10: what do a hundred learned pictures teach, and what as many real ones?
 
 As Wang et al. 2018 (arXiv 1811.10959) ask, at a size for one CPU core (15 minutes): a wide LeNet instead of their
-AlexCifarNet, and hundreds of iterations instead of 19,600. `selector=dataset_distillation` learns pictures for
-networks that begin anywhere, and for one beginning; the others are real ones drawn at random, centroids of k-means in
-each class, and each class's mean. These take as many steps at the best rate, and the best number of steps at the best
-rate, both found on training pictures that nothing else sees. Accuracies are on test pictures, of networks that begin
-where none has before; ± is the standard deviation over them (and draws). Every number is kept in --out: started
-again, only what is missing is computed. Prints a table, and writes it as Markdown and JSON.
+AlexCifarNet, and hundreds of iterations instead of 19,600. `selector=dataset_distillation` learns pictures once for
+randomly initialised networks, and once for a fixed initialisation; they are compared with real pictures drawn at
+random, k-means centroids of each class, and each class's mean. These take as many steps at the best rate, and the best
+number of steps at the best rate, both chosen on training pictures used for nothing else. Accuracies are on test
+pictures, over networks with new initialisations; ± is the standard deviation over these (and draws). Every number is
+kept in --out: run again, only what is missing is computed. Prints a table, and writes it as Markdown and JSON.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ QUICK = {"iterations": 60, "size": 5000, "test_size": 2000, "batch_size": 128, "
 def main() -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=100, help="that are made, of all classes together")
+    parser.add_argument("--pictures", type=int, default=100, help="number of pictures to make, all classes together")
     parser.add_argument("--iterations", type=int, default=250)
-    parser.add_argument("--batch-size", type=int, default=256, help="real pictures of an iteration")
-    parser.add_argument("--step-size", type=float, default=0.02, help="in the beginning")
-    parser.add_argument("--lr", type=float, default=0.1, help="of pictures and step sizes")
-    parser.add_argument("--passes", type=int, default=3, help="over the made pictures")
+    parser.add_argument("--batch-size", type=int, default=256, help="real pictures per iteration")
+    parser.add_argument("--step-size", type=float, default=0.02, help="initial step size")
+    parser.add_argument("--lr", type=float, default=0.1, help="learning rate of pictures and step sizes")
+    parser.add_argument("--passes", type=int, default=3, help="passes over the made pictures")
     parser.add_argument("--network", default="lenet", choices=("lenet", "alexcifarnet"))
     parser.add_argument("--width", type=int, default=24, help="of the network; the source's LeNet 6, AlexCifarNet 64")
-    parser.add_argument("--size", type=int, default=49_000, help="training pictures, as many of each class")
-    parser.add_argument("--validation", type=int, default=1000, help="others, by which the real ones' rates are chosen")
+    parser.add_argument("--size", type=int, default=49_000, help="training pictures, equally many of each class")
+    parser.add_argument("--validation", type=int, default=1000, help="others, to choose the rates of real pictures on")
     parser.add_argument("--test-size", type=int, default=5_000)
-    parser.add_argument("--beginnings", type=int, default=6, help="that the accuracies are a mean over")
-    parser.add_argument("--epochs", type=int, default=2, help="of training on everything")
+    parser.add_argument("--beginnings", type=int, default=6, help="initialisations to average the accuracies over")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of training on everything")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help=" ".join(f"{key}={value}" for key, value in QUICK.items()))
     parser.add_argument("--out", type=Path, default=Path("outputs/distillation"))

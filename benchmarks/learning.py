@@ -1,14 +1,14 @@
 """Do the models learn? Pre-train each, give it heads, measure every downstream task that it can do, beside chance.
 
-For each data set: BLIP, ViLT, CLIP, the captioner and the VQ-VLM are trained on its training pairs without the planted
+For each data set, BLIP, ViLT, CLIP, the captioner and the VQ-VLM are trained on its training pairs without the planted
 noise, then fine-tuned for NLVR2-style statements and VQA-style questions, and evaluated on held-out pictures; models of
-`cifar_scenes` also name CIFAR-10's classes, of which they were told nothing but captions. ViLT begins from a CLIP, as
-the published one from a trained ViT: from nothing it does not learn to look in such a time. It has as many blocks as
-the others have for pictures and words together, and learns at a quarter of their rate, for at theirs it forgets what
-the CLIP knew of classes before it makes use of it; its retrieval is that of its own fine-tuning, a caption
-among those of 15 others; its heads learn ten times as fast as itself, and statements after questions. One tokenizer,
-learned from the words of captions, statements and questions, serves all, as a published one would. Every result is kept
-in --out, by the settings: run again, only what is missing is computed.
+`cifar_scenes` also classify CIFAR-10 zero-shot, having seen only captions. ViLT is initialised from a CLIP, as the
+published one is from a trained ViT: from scratch it does not learn to use the picture in so few steps. It has as many
+blocks as the others have for pictures and words together, and a quarter of their learning rate, because at theirs it
+forgets what the CLIP knew of classes before making use of it. Its retrieval is measured after fine-tuning of its own (a
+caption among those of 15 others); its heads learn ten times as fast as the model, and statements are learned after
+questions. One tokenizer, learned from the words of captions, statements and questions, serves all, as a published one
+would. Every result is kept in --out under its settings: run again, only what is missing is computed.
 Prints one table, and writes it as Markdown and JSON.
 """
 

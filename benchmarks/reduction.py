@@ -2,12 +2,12 @@
 
     python benchmarks/reduction.py data=cifar_scenes selectors=[tldr,semdedup] models=[clip] compressions=[0.75]
 
-benchmarks/conf/reduction.yaml tells what there is to set; benchmarks/conf/experiment/ has whole comparisons. Every
-method selects once for each compression and seed, whatever is trained on it; all train with the same models, for equal
+benchmarks/conf/reduction.yaml lists the options; benchmarks/conf/experiment/ has complete comparisons. Every method
+selects once for each compression and seed, whatever is trained on it; all selections train the same models, for equal
 steps at several budgets and for equal epochs. A row is kept as soon as it is finished: run again, only what is missing
-is computed (dry=true lists it). known=[rows.csv] takes the rows of an earlier comparison too, so that a new method is
-measured beside those of docs/rows/ without measuring them again. In the end: rows.parquet and rows.csv, tables with
-intervals and verdicts paired over seeds, what it cost, how far to reduce (`results.md`), and a figure.
+is computed (dry=true lists it). known=[rows.csv] also takes the rows of an earlier comparison, so that a new method is
+compared with those of docs/rows/ without measuring them again. Results: rows.parquet and rows.csv; `results.md` with
+intervals and verdicts paired over seeds, the costs, and how far to reduce; and a figure.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ def test_a_number_in_its_bounds_passes(value):
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf"), "0.5", None, True, [0.5]])
 def test_what_is_none_is_told_with_its_key(value):
-    with pytest.raises(ValueError, match=r"^share=.*; it is a share$"):
-        check_number("share", value, "it is a share", low=0, high=1)
+    with pytest.raises(ValueError, match=r"^share=.* must be a share$"):
+        check_number("share", value, "a share", low=0, high=1)
 
 
 @pytest.mark.parametrize("value", [1.5, 1.0, 0, "2"])

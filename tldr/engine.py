@@ -1,7 +1,7 @@
-"""Where long work on a pool is done: in this process, in several of this machine, or by the workers of a Ray cluster.
+"""Where long work on a pool runs: in this process, in several processes of this machine, or on a Ray cluster.
 
-A `Task` is cut into parts that do not depend on each other, each of which leaves what it makes in a folder, whole or
-not at all. So a part may be done again, by whoever is there, and work that was killed goes on with what is missing.
+A `Task` is cut into independent parts, each of which writes its result to a folder, whole or not at all. So any worker
+may redo a part, and work that was killed resumes with the missing parts.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ import torch
 from tldr.check import check_number
 
 Work = Callable[[Sequence[int]], Any]
-SHARES, LARGEST = 8, 16  # for each worker at least, that none waits long for the last; parts of a share at most
+SHARES, LARGEST = 8, 16  # shares per worker at least, so that none waits long for the last; parts per share at most
 GONE = (
-    "has gone, perhaps for want of memory. What was done is kept, and the same command goes on with the rest; fewer "
-    "engine.workers leave more memory to each"
+    "died, perhaps out of memory. Finished work is kept, and the same command resumes with the rest; with fewer "
+    "engine.workers, each has more memory"
 )
-PATIENCE = 60  # seconds after which one is told that a cluster has no room
+PATIENCE = 60  # seconds after which the user is told that the cluster has no room
 
 
 class Task(Protocol):
     """Work that can be pickled."""
 
     def open(self, device: str, peers: int = 1) -> Work:
-        """What does some parts on ``device`` (``cpu``, ``cuda:1``), beside ``peers`` workers, itself among them, and
-        returns what there is to tell of the parts."""
+        """A function that does the given parts on ``device`` (``cpu``, ``cuda:1``) and returns a report on them.
+        ``peers`` is the number of workers, this one included."""
         ...
 
 
 class Engine(ABC):
-    """``workers`` are so many processes; None: as many as there are GPUs."""
+    """``workers`` is the number of processes; None: one for each GPU."""
 
     def __init__(self, workers: int | None) -> None:
         if workers is not None:
@@ -52,26 +52,27 @@ class Engine(ABC):
 
     @abstractmethod
     def alone(self, device: torch.device) -> bool:
-        """Is the work on ``device`` for the process that asks, without others?"""
+        """Whether work on ``device`` is done by the calling process, without others."""
 
     @abstractmethod
     def run(self, task: Task, parts: Sequence[int], *, device: torch.device) -> Iterator[Any]:
-        """What ``task`` tells of every share of ``parts``, as they are done. Raises what a worker raised, and
-        RuntimeError where one has gone."""
+        """Yield the report of ``task`` on each share of ``parts`` as it is finished. Raises what a worker raised, and
+        RuntimeError if one died."""
 
 
 class Local(Engine):
-    """Processes of this machine. None: one for each GPU, if the device is any of them, else the one that asks."""
+    """Processes of this machine. None: one for each GPU if the device is ``cuda`` without a number, else just the
+    calling process."""
 
     def __init__(self, workers: int | None = 1) -> None:
         super().__init__(workers)
 
     def alone(self, device: torch.device) -> bool:
-        """Unless several were asked for."""
+        """Whether there is only one worker."""
         return (self.workers or _gpus(device) or 1) == 1
 
     def run(self, task: Task, parts: Sequence[int], *, device: torch.device) -> Iterator[Any]:
-        """In new processes, which take turns with the GPUs unless ``device`` names one of them."""
+        """In new processes, to which the GPUs are given in turn unless ``device`` names one of them."""
         gpus = _gpus(device)
         count = min(self.workers or gpus or 1, len(parts))
         if not count:
@@ -100,10 +101,10 @@ class Local(Engine):
 
 
 class Ray(Engine):
-    """The workers of the Ray cluster at ``address`` (``auto``: the one that runs; ``local``: one that begins and ends
-    with the work), each with a CPU and ``gpus`` (None: 1, where the cluster has any); workers None: as many as there is
-    room for. All its machines have this package, and see the working directory, the cache and the pictures by the same
-    names. A worker that goes begins anew, on another machine if need be, and so does its share."""
+    """The workers of the Ray cluster at ``address`` (``auto``: the one that is running; ``local``: one that lasts as
+    long as the work), each with a CPU and ``gpus`` GPUs (None: 1 if the cluster has any). ``workers`` None: as many as
+    there is room for. All machines must have this package, and see the working directory, the cache and the pictures
+    under the same paths. A worker that dies is restarted, on another machine if need be, and its share is redone."""
 
     def __init__(self, address: str = "auto", workers: int | None = None, gpus: float | None = None) -> None:
         super().__init__(workers)
@@ -116,7 +117,7 @@ class Ray(Engine):
         return False
 
     def run(self, task: Task, parts: Sequence[int], *, device: torch.device) -> Iterator[Any]:
-        """By actors, which ``device`` says nothing of: it is one of this machine."""
+        """By actors. ``device`` is ignored: it belongs to this machine."""
         if not len(parts):
             return
         with self._cluster() as ray:
@@ -144,15 +145,15 @@ class Ray(Engine):
         try:
             ray: Any = importlib.import_module("ray")
         except ModuleNotFoundError as error:
-            raise ValueError("engine=ray wants the package ray: pip install 'tldr-vlp[ray]'") from error
+            raise ValueError("engine=ray needs the package ray: pip install 'tldr-vlp[ray]'") from error
         ours = not ray.is_initialized()
         if ours:
             try:
                 ray.init(self.address, include_dashboard=False, log_to_driver=False)
             except ConnectionError as error:
                 raise ValueError(
-                    f"there is no Ray cluster at engine.address={self.address}: begin one by `ray start --head`, or "
-                    "take engine.address=local"
+                    f"there is no Ray cluster at engine.address={self.address}: start one with `ray start --head`, "
+                    "or use engine.address=local"
                 ) from error
         try:
             yield ray
@@ -162,7 +163,7 @@ class Ray(Engine):
 
 
 def _room(has: dict[str, float], gpus: float) -> int:
-    """For so many workers a machine has room, each with a CPU and ``gpus``, a share of one or several whole ones."""
+    """How many workers a machine has room for, each with a CPU and ``gpus`` GPUs (a fraction, or a whole number)."""
     cpus, owned = int(has.get("CPU", 0)), has.get("GPU", 0)
     if not gpus:
         return cpus
@@ -170,7 +171,7 @@ def _room(has: dict[str, float], gpus: float) -> int:
 
 
 def _hand_out(ray: Any, actors: list[Any], shares: list[Sequence[int]]) -> Iterator[Any]:
-    """The shares, each to an actor that is there: others may wait for room that another job has."""
+    """Give each share to an actor that is up, and yield the reports; other actors may still wait for room."""
     begun = {actor.ready.remote(): actor for actor in actors}
     working: dict[Any, Any] = {}
     while shares or working:
@@ -187,7 +188,7 @@ def _hand_out(ray: Any, actors: list[Any], shares: list[Sequence[int]]) -> Itera
 
 
 def _gpus(device: torch.device) -> int:
-    """How many there are to share, where ``device`` is any of them."""
+    """The number of GPUs to share if ``device`` is ``cuda`` without a number, else 0."""
     return torch.cuda.device_count() if device.type == "cuda" and device.index is None else 0
 
 
@@ -197,24 +198,24 @@ def _shares(parts: Sequence[int], workers: int) -> list[Sequence[int]]:
 
 
 class _Worker:
-    """Opens its task with the first share, so that what goes wrong with that is told as what goes wrong with it."""
+    """Opens its task with the first share, so that an error in opening is reported like an error in the work."""
 
     def __init__(self, parcel: bytes, device: str, home: str, peers: int) -> None:
         self.parcel, self.device, self.home, self.peers = parcel, device, home, peers
         self.opened: Work | None = None
 
     def ready(self) -> None:
-        """It is there."""
+        """Return as soon as the actor is up."""
 
     def work(self, share: Sequence[int]) -> Any:
         if self.opened is None:
-            os.chdir(self.home)  # folders may be named from there
+            os.chdir(self.home)  # paths may be relative to it
             task: Task = pickle.loads(self.parcel)
             self.opened = task.open(self.device, self.peers)
         return self.opened(share)
 
 
-_here: list[_Worker] = []  # the worker that a process of `Local`'s is
+_here: list[_Worker] = []  # in a process started by `Local`: its one worker
 
 
 def _begin(parcel: str, devices: Any, threads: int, peers: int) -> None:

@@ -1,8 +1,8 @@
-"""What a run cost, stage by stage: seconds, seconds of accelerators, pictures seen, FLOPs of networks. A method that
-takes more to select than it saves in training should be seen to.
+"""What a run cost, stage by stage: seconds, accelerator seconds, pictures seen, FLOPs of networks. If a method takes
+more to select than it saves in training, this should show it.
 
-FLOPs are those of matrix products, convolutions and attention (`torch.utils.flop_counter`), as they were done:
-recomputing for memory's sake counts. What k-means or a sort takes is in the seconds alone.
+FLOPs are those of matrix products, convolutions and attention (`torch.utils.flop_counter`), as executed: recomputation
+to save memory counts. The cost of k-means or of sorting is in the seconds only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from tldr.atomic import write_json
 
-COST = "cost.json"  # in the folder of a result that later runs may find: what it took to make it
+COST = "cost.json"  # in the folder of a result that later runs may reuse: what it took to make it
 
 
 @dataclass
@@ -29,8 +29,8 @@ class Stage:
     """One stage: wall-clock ``seconds``, the accelerators that it used (``devices``) and their ``device_seconds``,
     ``images`` decoded, ``flops``, and whether its result was ``cached`` by an earlier run.
 
-    ``made_seconds`` and ``made_flops`` are what the result took when it was made, now or by that earlier run; None
-    where nobody wrote it down. ``found_seconds`` and ``found_flops`` are of parts that earlier runs had made."""
+    ``made_seconds`` and ``made_flops`` are what it took to make the result, in this run or in that earlier one; None
+    if it was not recorded. ``found_seconds`` and ``found_flops`` are the cost of parts reused from earlier runs."""
 
     name: str
     seconds: float = 0.0
@@ -45,7 +45,7 @@ class Stage:
     made_flops: float | None = None
 
     def add_found(self, cost: Mapping[str, float]) -> None:
-        """Count a part that an earlier run had made, by the ``seconds`` and ``flops`` that it wrote down."""
+        """Add the ``seconds`` and ``flops`` that an earlier run recorded for a part that is reused."""
         self.found_seconds += cost["seconds"]
         self.found_flops += cost["flops"]
 
@@ -58,8 +58,8 @@ class Ledger:
 
     @contextmanager
     def stage(self, name: str, *, home: Path | None = None) -> Iterator[Stage]:
-        """Time what happens inside. Its result lies in ``home``, if later runs may find it there: the cost is written
-        beside it, or read from there where the stage says that it is ``cached``."""
+        """Time the body. ``home`` is the folder of its result if later runs may reuse that: the cost is written there,
+        or read from there if the stage is marked as ``cached``."""
         entry = Stage(name)
         self.stages.append(entry)
         outer, before = _open.set(entry), _charged.set(set())
@@ -79,7 +79,7 @@ class Ledger:
 
     @property
     def seconds(self) -> float:
-        """Of all stages."""
+        """The seconds of all stages together."""
         return sum(stage.seconds for stage in self.stages)
 
     def write(self, folder: Path) -> Path:
@@ -93,8 +93,8 @@ _charged: ContextVar[set[Path]] = ContextVar("results that it has made or was ch
 
 @contextmanager
 def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> Iterator[Meter]:
-    """Networks are trained on ``device`` for the stage that is open, which is charged the FLOPs of the `Meter`. Where
-    the result lies in ``home`` for later runs, so does what it took, beside what was told there before."""
+    """Charge the FLOPs that the `Meter` counts for training on ``device`` to the open stage. If the result is kept in
+    ``home`` for later runs, its cost is recorded there, added to what was recorded before."""
     stage, meter, start = _open.get(None), Meter(), time.perf_counter()
     yield meter
     if stage is not None:
@@ -109,8 +109,8 @@ def metered(home: Path | None = None, *, device: torch.device | str = "cpu") -> 
 
 
 def charge_found(home: Path) -> None:
-    """A result in ``home`` is used: the stage that is open is told what that took an earlier run, as far as known, once
-    however often it is used."""
+    """Charge the open stage for reusing the result in ``home``, as far as its cost is known, and only once however
+    often it is used."""
     charged = _charged.get(set())
     if home not in charged:
         charged.add(home)
@@ -118,13 +118,13 @@ def charge_found(home: Path) -> None:
 
 
 def charge(cost: Mapping[str, float]) -> None:
-    """What is used took an earlier run so many ``seconds`` and ``flops``: the stage that is open is told."""
+    """Charge the open stage the ``seconds`` and ``flops`` that an earlier run spent on what is reused."""
     if (stage := _open.get(None)) is not None:
         stage.add_found(cost)
 
 
 def cost_of(home: Path) -> dict[str, float]:
-    """The ``seconds`` and ``flops`` that a result in ``home`` took; zeros where nobody wrote them down."""
+    """The ``seconds`` and ``flops`` that a result in ``home`` took; zeros if they were not recorded."""
     file = home / COST
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"seconds": 0.0, "flops": 0.0}
 
@@ -138,8 +138,8 @@ def _remember(entry: Stage, file: Path) -> None:
 
 
 class Meter:
-    """FLOPs of many batches that are alike but for the length of their captions: the first few are counted operation by
-    operation, which takes time; the others are taken to need as much for each row."""
+    """FLOPs of many batches that differ only in the length of their captions: the first few are counted operation by
+    operation, which is slow; the others are assumed to need as much per row."""
 
     def __init__(self, *, batches: int = 3) -> None:
         self.batches, self.rows = batches, 0
@@ -152,18 +152,18 @@ class Meter:
 
     @property
     def per_row(self) -> float:
-        """As far as is known."""
+        """FLOPs per row of the batches counted so far."""
         rows, flops = self._counted
         return flops / max(1, rows)
 
     @property
     def flops(self) -> float:
-        """Of all batches so far."""
+        """Estimated FLOPs of all batches so far."""
         return self.rows * self.per_row
 
     @contextmanager
     def batch(self, rows: int) -> Iterator[None]:
-        """What happens inside is the work on ``rows`` of them."""
+        """Treat the body as the work on one batch of ``rows``."""
         if self.counting:
             with flop_counter() as counter:
                 yield
@@ -175,7 +175,7 @@ class Meter:
 
 
 class _NoModules:
-    """Stands in for the tracker of modules: we ask for the sum alone, and its hooks break a gradient that is taken
+    """Replaces the counter's module tracker: only the total is needed, and the tracker's hooks break gradients taken
     inside a backward pass."""
 
     parents = frozenset({"Global"})

@@ -11,7 +11,7 @@ a row number stand for a pair. ``image`` is a locator, a string relative to ``ro
 
 A second picture, where a task has two, is a locator in the column ``image_2``.
 
-Columns whose name begins with ``truth_`` hold what is known about planted diseases: reports may read them, selectors
+Columns whose name begins with ``truth_`` hold the ground truth about planted noise: reports may read them, selectors
 never see them (`Pairs.without_truth`).
 
 Shapes: N pairs of the pool, n of the subset.
@@ -43,8 +43,8 @@ _HASH_ROWS = 65_536
 
 
 def derive_uid(image: str, caption: str | bytes, repeat: int = 0) -> str:
-    """The uid of a pair whose source gives none: 128 bits in hex (as DataComp's) of locator, caption and, for a pair
-    that the source lists several times, the number of equal ones before it."""
+    """The uid of a pair whose source gives none: a 128-bit hash in hex (like DataComp's uids) of locator, caption and,
+    for a pair that the source lists several times, the number of equal ones before it."""
     text = caption if isinstance(caption, bytes) else caption.encode()
     parts = (image.encode("utf-8", "surrogateescape"), text, str(repeat).encode())
     digest = hashlib.blake2b(digest_size=16)
@@ -54,7 +54,7 @@ def derive_uid(image: str, caption: str | bytes, repeat: int = 0) -> str:
 
 
 def home_of(path: str | Path) -> Path:
-    """The folder that `Pairs.open` reads: ``path``, or where the file of that name lies. Raises ValueError for another
+    """The folder that `Pairs.open` reads: ``path``, or the parent of an ``.arrow`` file. Raises ValueError for another
     file, such as the annotations beside it."""
     if Path(path).is_file() and Path(path).suffix != ".arrow":
         raise ValueError(f"pairs={path}: give the folder that select.py has written, {Path(path).parent}")
@@ -63,7 +63,7 @@ def home_of(path: str | Path) -> Path:
 
 def widen(table: pa.Table) -> pa.Table:
     """``table`` with 64-bit offsets in its texts, bytes and lists, also inside lists and structs: those of 40M pairs
-    pass 2 GiB, and Arrow joins the chunks of what it takes rows from."""
+    exceed 2 GiB, and Arrow's ``take`` joins the chunks of a column."""
     for at, column in enumerate(table.schema):
         wide = _wide(column.type)
         if wide != column.type:
@@ -180,15 +180,15 @@ class Pairs:
         return digest.hexdigest()
 
     def digest(self, names: Iterable[str]) -> str:
-        """Of the columns ``names`` what `hash` does not cover, such as labels (16 hex digits each); "" of none."""
+        """A hash (16 hex digits) of each column in ``names`` that `hash` does not cover, such as labels; "" if none."""
         further = [name for name in names if name not in HASHED]
         values = [self.table[name].to_pylist() if name in self.table.column_names else [] for name in further]
         return "-".join(hashlib.blake2b(json.dumps(v, default=str).encode(), digest_size=8).hexdigest() for v in values)
 
     @property
     def seen(self) -> str:
-        """What models' answers are filed under: the hash and, where nobody has read the pictures' bytes, their root,
-        lest others of the same names be taken for them."""
+        """The key under which signals of models are cached: the hash and, if the pictures' bytes were not read, their
+        root, so that other pictures with the same names are not taken for them."""
         if DIGEST in self.table.column_names:
             return self.hash
         root = hashlib.blake2b(self.root.encode("utf-8", "surrogateescape"), digest_size=4)

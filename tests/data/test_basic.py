@@ -20,7 +20,7 @@ def test_words_and_characters_are_counted():
     assert words.broken.tolist() == [True, True, False, True, True]
     assert characters.value.tolist() == [0, 4, 12, 5, 5]  # characters, not bytes
     assert basic.broken([words, characters]).tolist() == [2, 2, 0, 2, 2]
-    assert basic.told([words, characters], 1) == "2 words, of 3 at least; 4 characters, of 6 at least"
+    assert basic.told([words, characters], 1) == "words: 2 (minimum 3); characters: 4 (minimum 6)"
     assert basic.told([words, characters], 2) == ""
 
 
@@ -31,8 +31,8 @@ def test_small_and_narrow_pictures_are_found(names):
     side, aspect = basic.pictures(build(["a"] * 5, **columns), side=200, aspect=3.0)
     assert side.broken.tolist() == [False, True, False, False, False]
     assert aspect.broken.tolist() == [False, False, True, False, False]
-    assert side.of(1) == "shorter side of 199 pixels, of 200 at least"
-    assert aspect.of(2) == "sides as 3.00 to 1, to 3 at most"
+    assert side.of(1) == "shorter side: 199 pixels (minimum 200)"
+    assert aspect.of(2) == "aspect ratio: 3.00 (maximum 3)"
 
 
 def test_without_sizes_there_is_no_rule():

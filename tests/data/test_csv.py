@@ -88,7 +88,7 @@ def test_named_and_numbered_columns(tmp_path):
     assert read[0] == Row("a", "l", None, {"column_1": "s", "column_3": "u1"}, "b.csv line 1")
     read = list(Csv(bare, image_column=0, caption_column=2, uid_column=3).rows())
     assert read[0] == Row("a", "l", "u1", {"column_1": "s"}, "b.csv line 1")
-    with pytest.raises(ValueError, match=r"data.uid_column=4; .*b.csv has 4 columns and no header: 0 to 3"):
+    with pytest.raises(ValueError, match=r"data.uid_column=4 must be from 0 to 3: .*b.csv has 4 columns and no header"):
         list(Csv(bare, image_column=0, caption_column=2, uid_column=4).rows())
 
 

@@ -12,7 +12,9 @@ from tldr.data.parquet import Parquet
 from tldr.data.pool import read_pool
 from tldr.data.webdataset import Webdataset
 
-RECORDS = [{"image": f"{i % 3}.jpg", "caption": f"picture {i}", "score": i / 2} for i in range(20)] + [{"image": "a.jpg"}]
+RECORDS = [{"image": f"{i % 3}.jpg", "caption": f"picture {i}", "score": i / 2} for i in range(20)] + [
+    {"image": "a.jpg"}
+]
 
 
 @pytest.fixture
@@ -43,7 +45,9 @@ def test_it_is_remembered_whole(source, tmp_path, read):
     assert len(read) == 2  # without a cache, and once for it
     assert again["error"].to_pylist()[-1].startswith("no caption")
     assert again["extra.score"].to_pylist()[:3] == [0, 0.5, 1]
-    pools = [read_pool(Json(source), cache=cache, verify="none", progress=False) for cache in (None, tmp_path / "cache")]
+    pools = [
+        read_pool(Json(source), cache=cache, verify="none", progress=False) for cache in (None, tmp_path / "cache")
+    ]
     assert pools[0].pairs.table.equals(pools[1].pairs.table)
     assert pools[0].quarantine.equals(pools[1].quarantine)
     assert len(read) == 3

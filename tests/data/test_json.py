@@ -78,7 +78,7 @@ def test_a_list_is_read_in_steps_of_any_size(tmp_path, monkeypatch, all_hostile)
 def test_a_file_that_is_broken_stops_with_its_place(tmp_path):
     text = json.dumps([{"image": f"{i}.jpg", "caption": "x"} for i in range(10)])
     (tmp_path / "cut.json").write_text(text[:-20])
-    with pytest.raises(ValueError, match=r"cut\.json is no whole JSON list: .*, record 9, character"):
+    with pytest.raises(ValueError, match=r"cut\.json is not a complete JSON list: .*, record 9, character"):
         rows(tmp_path / "cut.json")
     (tmp_path / "open.json").write_text(text[:-1])
     with pytest.raises(ValueError, match=r"it breaks off|Expecting value"):
@@ -150,7 +150,7 @@ def test_several_files_name_the_one_that_is_wrong(tmp_path):
     ):
         Json([good, tmp_path / "none.json"])
     (tmp_path / "cut.json").write_text('[{"image": "a.jpg", "caption": "x"}, {"im')
-    with pytest.raises(ValueError, match=r"cut\.json is no whole JSON list"):
+    with pytest.raises(ValueError, match=r"cut\.json is not a complete JSON list"):
         rows([good, tmp_path / "cut.json"])
     with pytest.raises(ValueError, match=r"data\.annotations=\[\] names no file"):
         Json([])

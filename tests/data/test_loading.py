@@ -314,5 +314,5 @@ def test_captions_that_repeat_are_drawn_less(tmp_path, picture, balance):
     assert epochs(PairsData(pairs, image_size=8, batch_size=32, balance=balance), 2) == drawn[:2].tolist()
     wrong: Any
     for wrong in (-1, 2, float("nan"), "abc"):
-        with pytest.raises(ValueError, match=f"balance={wrong!r}; from 0, which draws all pairs alike, to 1"):
+        with pytest.raises(ValueError, match=f"balance={wrong!r} must be from 0, which draws all pairs alike, to 1"):
             PairsData(pairs, image_size=8, batch_size=32, balance=wrong)

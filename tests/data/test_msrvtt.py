@@ -40,7 +40,7 @@ def test_clips_and_their_sentences(annotations):
         Bad("video2.mp4#frame=0/8", b"", "caption", silent),
     ]
     assert len(list(Msrvtt(annotations).rows())) == 5
-    with pytest.raises(ValueError, match=r"data\.split=val: .* has all, test, train"):
+    with pytest.raises(ValueError, match=r"data\.split=val is not in .*; choose from all, test, train"):
         list(Msrvtt(annotations, split="val").rows())
 
 
@@ -54,7 +54,7 @@ def test_the_csv_of_the_usual_test_set(tmp_path):
         Bad("", b"", "read", f"not 4 columns: 2 in {where} 3"),
     ]
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="has not the columns video_id and sentence, but a, b"):
+    with pytest.raises(ValueError, match="lacks the columns video_id and sentence; it has a, b"):
         list(Msrvtt(tmp_path / "other.csv").rows())
 
 

@@ -69,10 +69,10 @@ def test_what_is_not_there_is_named(folder, packed):
     with pytest.raises(ValueError, match=r"dev\.tar is compressed"):
         list(Nlvr(packed).rows())
     (packed / "dev.tar").write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match=r"dev\.tar is no whole tar"):
+    with pytest.raises(ValueError, match=r"dev\.tar is not a complete tar"):
         list(Nlvr(packed).rows())
     (packed / "dev.tar").write_bytes(b"no tar")
-    with pytest.raises(ValueError, match=r"dev\.tar is no whole tar"):
+    with pytest.raises(ValueError, match=r"dev\.tar is not a complete tar"):
         list(Nlvr(packed).rows())
 
 

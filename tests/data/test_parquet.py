@@ -195,7 +195,7 @@ def test_what_is_wrong_names_the_file_and_the_override(tmp_path):
     assert len(list(Parquet(tmp_path / "a.parquet", image_column="pic").rows())) == 1
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(data[:-10])
-    with pytest.raises(ValueError, match=r"a\.parquet is no whole parquet file"):
+    with pytest.raises(ValueError, match=r"a\.parquet is not a complete parquet file"):
         list(Parquet(tmp_path / "a.parquet").rows())
 
 

@@ -247,7 +247,7 @@ def test_errors_name_the_argument(tmp_path):
         ({"split": "test"}, r"data\.split='test'; shapes has train, eval, nlvr2_train"),
         ({"mismatched": 1.0}, r"data\.mismatched=1\.0"),
         ({"duplicates": -0.1}, r"data\.duplicates=-0\.1"),
-        ({"copies": 1.5}, r"data\.copies=1\.5; it is a share of the redundant pairs"),
+        ({"copies": 1.5}, r"data\.copies=1\.5 must be a share of the redundant pairs"),
         ({"size": 1}, r"data\.size=1 .* fewer than two distinct scenes"),
         ({"size": 10, "duplicates": 0.95}, r"data\.size=10 with data\.duplicates=0\.95"),
     ]:

@@ -114,7 +114,7 @@ def test_reranking_is_match_plus_similarity_on_the_best(pairs, tables, k):
 
 
 def test_errors_say_what_to_do(pairs, tables, build):
-    with pytest.raises(ValueError, match=r"'1.png' is no frame.*data=msrvtt"):
+    with pytest.raises(ValueError, match=r"'1.png' is not a frame.*data=msrvtt"):
         evaluate(Watcher(*tables), build([1], ["a"]))
     with pytest.raises(ValueError, match=r"video: Watcher lacks .* rerank_k=2 needs"):
         evaluate(Watcher(*tables), pairs, rerank_k=2)

@@ -122,7 +122,7 @@ def test_errors_say_what_is_wrong(tmp_path, bert):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"neither config\.json nor model\.ckpt"):
         read(tmp_path / "empty", "Blip")
-    with pytest.raises(ValueError, match="neither a folder, a checkpoint nor, in reach, a Hugging Face id"):
+    with pytest.raises(ValueError, match="neither a folder, a checkpoint nor a reachable Hugging Face id"):
         read("nobody/has-this", "Blip")
     spread(ViTModel(ViTConfig(**VISION))).save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="TextTransformer has no image encoder"):

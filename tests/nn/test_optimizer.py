@@ -80,7 +80,7 @@ def test_a_warm_up_that_the_run_does_not_finish_is_told(capsys):
 
 
 def test_a_rate_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"optimizer\.lr=0; the highest rate, above 0"):
+    with pytest.raises(ValueError, match=r"optimizer\.lr=0 must be above 0: it is the peak rate"):
         rates(lr=0)
 
 

@@ -104,13 +104,13 @@ def test_append_joins_both(subset):
 
 @pytest.mark.parametrize("joiner", [None, 0])
 def test_what_joins_is_a_text(joiner):
-    with pytest.raises(ValueError, match=rf"refiner\.joiner={joiner}; a text between the two captions"):
+    with pytest.raises(ValueError, match=rf"refiner\.joiner={joiner} must be a text to put between the two captions"):
         Append(joiner=joiner)
 
 
 @pytest.mark.parametrize("margin", [float("nan"), "2", None])
 def test_the_margin_is_a_number(margin):
-    with pytest.raises(ValueError, match=r"refiner\.margin=.*; how much better the generated caption must fit"):
+    with pytest.raises(ValueError, match=r"refiner\.margin=.* must be a number of nats by which the generated"):
         Best(margin=margin)
 
 

@@ -1,4 +1,4 @@
-"""A small pool of pictures with planted diseases, and decisions on it."""
+"""A small pool of pictures with planted noise, and decisions on it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -390,7 +390,7 @@ def test_captions_are_not_written_for_nobody(pool, quiet):
 
 @pytest.mark.parametrize("every", [-1, 2.5, None])
 def test_impossible_intervals(every):
-    with pytest.raises(ValueError, match=rf"caption_table_every={every}; steps between tables of captions"):
+    with pytest.raises(ValueError, match=rf"caption_table_every={every} must be a whole number of steps"):
         CaptionTable(every_n_steps=every)
 
 

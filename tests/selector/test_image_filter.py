@@ -31,7 +31,7 @@ def test_clusters_of_the_target_are_kept(pool, signals, target, shown):
     assert pictures[first].sum() == 60  # every picture of the target has its cluster
     row = selection.rows[0]
     passed = int((pictures > 0).sum())
-    told = f"cluster {cluster[row]} is nearest to {pictures[row]} of the target's pictures; draw 0."
+    told = f"cluster {cluster[row]} is the nearest to {pictures[row]} of the target's pictures; draw 0."
     assert selection.reasons[row].startswith(told)
     assert selection.reasons[row].endswith(f"{passed} pass")
 
@@ -56,8 +56,8 @@ def test_too_few_are_filled_from_the_nearest_clusters(pool, signals, target):
     dropped = np.setdiff1d(np.arange(300), selection.rows)
     assert len(set(cluster[back]) & set(cluster[dropped])) <= 1  # whole clusters, but for the last
     reason = selection.reasons[back[0]]
-    assert "is nearest to no picture of the target" in reason
-    assert reason.endswith(f"; taken back, {len(passed)} that pass are fewer than 150")
+    assert "is not the nearest to any target picture" in reason
+    assert reason.endswith(f"; taken back, as only {len(passed)} pass and 150 are kept")
 
 
 def test_short_captions_go_first(pool, signals, target, shown):
@@ -67,7 +67,7 @@ def test_short_captions_go_first(pool, signals, target, shown):
     selection = fine()(pool.with_column("caption", captions.tolist()), signals, keep=30, seed=0, target=target)
     assert not short[selection.rows].any()
     row = int(np.flatnonzero(short)[0])
-    assert selection.reasons[row].endswith("; 1 words, of 2 at least; 4 characters, of 6 at least")
+    assert selection.reasons[row].endswith("; words: 1 (minimum 2); characters: 4 (minimum 6)")
     most = fine()(
         pool.with_column("caption", captions.tolist()), signals, keep=300 - short.sum(), seed=0, target=target
     )
@@ -81,9 +81,9 @@ def test_clusters_follow_the_pool(pool, signals, target, capsys):
 
 
 def test_a_target_is_asked_for_by_its_override(pool):
-    with pytest.raises(ValueError, match=r"ImageFilter chooses for a target set; name its data: \+data@selector"):
+    with pytest.raises(ValueError, match=r"ImageFilter needs a target set; give its data: \+data@selector"):
         ImageFilter().check(pool)
-    with pytest.raises(ValueError, match=r"selector\.target=flickr8k is a name alone: ImageFilter .*\+data@selector"):
+    with pytest.raises(ValueError, match=r"selector\.target=flickr8k is only a name: ImageFilter .*\+data@selector"):
         ImageFilter(target="flickr8k").check(pool)
 
 

@@ -199,5 +199,5 @@ def test_errors_name_the_key(pool):
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             NeuralDataServer(**options)
-    with pytest.raises(ValueError, match=r"chooses for a target set; name its data: \+data@selector.target="):
+    with pytest.raises(ValueError, match=r"needs a target set; give its data: \+data@selector.target="):
         NeuralDataServer().check(pool)

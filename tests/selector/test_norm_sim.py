@@ -60,7 +60,7 @@ def test_the_pool_is_its_own_target(pool, signals, values):
 
 
 def test_a_target_is_asked_for_by_its_override(pool):
-    with pytest.raises(ValueError, match=r"NormSim chooses for a target set; name its data: \+data@selector\.target"):
+    with pytest.raises(ValueError, match=r"NormSim needs a target set; give its data: \+data@selector\.target"):
         NormSim().check(pool)
     NormSim(p=2, against="pool").check(pool)
 

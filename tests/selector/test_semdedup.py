@@ -115,7 +115,7 @@ def test_a_fixed_epsilon_takes_the_least_similar_back(pool, values, planted, sto
     dropped = np.setdiff1d(np.arange(N), selection.rows)
     assert len(back) == 15
     assert similarity[back].max() <= similarity[dropped].min()
-    assert all("taken back, 240 without duplicate are fewer than 255" in selection.reasons[row] for row in back)
+    assert all("taken back, as only 240 are not duplicates and 255 are kept" in selection.reasons[row] for row in back)
     assert all(selection.reasons[row].startswith("duplicate of ") for row in dropped)
 
 

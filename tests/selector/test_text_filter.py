@@ -22,9 +22,9 @@ def test_those_that_pass_are_drawn(mixed):
     for selection in (one, other):
         assert (selection.rows % 3 != 0).all()
     assert 30 < len(np.intersect1d(one.rows, other.rows)) < 70  # 50 for two draws of 100 out of 200
-    assert one.reasons[0] == "2 words, of 3 at least"
+    assert one.reasons[0] == "words: 2 (minimum 3)"
     draw = one.reasons[one.rows[0]]
-    assert draw.startswith("passes, as 200 do, of which 100 are kept: draw 0.")
+    assert draw.startswith("passes, like 200 in all, of which 100 are kept: draw 0.")
 
 
 def test_where_too_few_pass_the_least_bad_are_taken_back(mixed):
@@ -32,9 +32,9 @@ def test_where_too_few_pass_the_least_bad_are_taken_back(mixed):
     captions[:30:3] = ["no"] * 10  # two rules broken
     selection = TextFilter()(mixed.with_column("caption", captions), None, keep=290, seed=0)
     assert np.setdiff1d(np.arange(N), selection.rows).tolist() == list(range(0, 30, 3))
-    assert selection.reasons[30] == "2 words, of 3 at least; taken back, 200 that pass are fewer than 290"
-    assert selection.reasons[0] == "1 words, of 3 at least; 2 characters, of 6 at least"
-    assert selection.reasons[1] == "passes, as 200 do"
+    assert selection.reasons[30] == "words: 2 (minimum 3); taken back, as only 200 pass and 290 are kept"
+    assert selection.reasons[0] == "words: 1 (minimum 3); characters: 2 (minimum 6)"
+    assert selection.reasons[1] == "passes, like 200 in all"
 
 
 def test_a_score_chooses_among_those_that_pass(mixed, signals, values):
@@ -54,9 +54,9 @@ def test_a_vocabulary_is_asked_for(mixed, tmp_path, form):
     zebras = np.arange(1, N, 9)
     assert len(zebras) == 34
     assert np.array_equal(selection.rows, zebras)
-    assert selection.reasons[1] == "passes, as 34 do, of which 34 are kept"
+    assert selection.reasons[1] == "passes, like 34 in all, of which 34 are kept"
     assert selection.reasons[2] == "no word of the vocabulary"
-    assert selection.reasons[0] == "2 words, of 3 at least; no word of the vocabulary"
+    assert selection.reasons[0] == "words: 2 (minimum 3); no word of the vocabulary"
 
 
 def test_sizes_count_where_the_pool_has_them(mixed, capsys):
@@ -66,7 +66,7 @@ def test_sizes_count_where_the_pool_has_them(mixed, capsys):
     assert (rows % 3 != 0).all()
     assert "selector.side" not in capsys.readouterr().out
     assert (TextFilter()(mixed, None, keep=100, seed=0).rows < 150).any()
-    assert "selector.side and selector.aspect say nothing here: the pool has no columns" in capsys.readouterr().out
+    assert "selector.side and selector.aspect have no effect: the pool has no columns" in capsys.readouterr().out
 
 
 def test_the_language_counts_where_it_is_asked_for(mixed):

@@ -105,12 +105,12 @@ def test_reasons_say_what_decided(pool, signals):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"novelty": -1.0}, r"selector\.novelty=-1\.0; standard deviations of fit, from 0"),
-        ({"novelty": np.inf}, r"selector\.novelty=inf; standard deviations of fit, from 0"),
-        ({"limit": np.nan}, r"selector\.limit=nan; a number of standard deviations; inf: no limit"),
+        ({"novelty": -1.0}, r"selector\.novelty=-1\.0 must be a finite number of standard deviations, from 0"),
+        ({"novelty": np.inf}, r"selector\.novelty=inf must be a finite number of standard deviations, from 0"),
+        ({"limit": np.nan}, r"selector\.limit=nan must be a number of standard deviations, or inf for no limit"),
         ({"dim": 0}, r"selector\.dim=0 must be at least 1"),
         ({"dim": 2.5}, r"selector\.dim=2\.5 must be a whole number"),
-        ({"limit": "none"}, r"selector\.limit='none'; a number of standard deviations; inf: no limit"),
+        ({"limit": "none"}, r"selector\.limit='none' must be a number of standard deviations, or inf for no limit"),
         ({"feature": "pixels"}, r"selector\.feature='pixels'; choose from tokens, mean, histogram, raw, embedding"),
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
         ({"rows_per_cluster": 0}, r"selector\.rows_per_cluster=0 must be at least 1"),

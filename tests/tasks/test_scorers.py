@@ -199,7 +199,7 @@ def test_several_processes_are_refused_before_they_wait_for_each_other(command, 
     said = command(
         f"python select.py trainer=ddp trainer.accelerator=cpu trainer.devices=2 out=kept {QUICK}", fails=True
     )
-    assert "this trainer has 2: take trainer=default" in said
+    assert "but this trainer has 2: use trainer=default" in said
     assert "reading shapes" not in said
 
 
@@ -222,11 +222,11 @@ def test_a_scorer_of_another_trainer_is_another_scorer(command, project):
     ("asked", "answer"),
     [
         ("exports=uid", "exports=uid; it is a list of annotations, uids, webdataset"),
-        ("seed=-1", "seed=-1; a whole number from 0"),
+        ("seed=-1", "seed=-1 must be a whole number from 0"),
         ("refiner=append writer=nowhere.ckpt", "nowhere.ckpt"),
         ("selector=chain selector.steps=[tldr,clip_score] scorers.clip.checkpoint=nowhere.ckpt", "nowhere.ckpt"),
         ("model=captioner", "needs codes, which a Captioner does not give (it gives embedding, alignment, tokens)"),
-        ("selector=norm_sim selector.target=shapes_eval", "selector.target=shapes_eval is a name alone"),
+        ("selector=norm_sim selector.target=shapes_eval", "selector.target=shapes_eval is only a name"),
     ],
 )
 def test_what_is_wrong_is_known_before_a_scorer_is_trained(command, asked, answer):

@@ -1,7 +1,7 @@
-"""What a reader is: a source of image-text pairs as it was found, row by row, with nothing decoded and nothing judged.
+"""Readers: each yields the image-text pairs of a source as found, row by row, without decoding or judging them.
 
 A reader yields a `Row` for every pair it can make out and a `Bad` for every one it cannot. Captions are passed on as
-they are, bytes that are no UTF-8 as surrogate escapes; `tldr.data.pool` decides what is kept. To add a source, write
+they are, bytes that are not UTF-8 as surrogate escapes; `tldr.data.pool` decides what is kept. To add a source, write
 one final class beside the others and a YAML of its name in ``conf/data/``.
 """
 
@@ -86,16 +86,16 @@ class Reader(ABC):
     root: str
 
     def prepare(self) -> None:  # noqa: B027  (most have nothing to make)
-        """Make what is to be read, where it must be made first."""
+        """Render or download the data, if they are not there yet."""
 
     def sources(self) -> Sequence[Path] | None:
-        """The files that `rows` depends on, beside the reader's own attributes, which are plain values and paths then:
-        what these hold is remembered. None, where that cannot be told or is not worth it: read by every command."""
+        """The files that `rows` depends on, besides the reader's own attributes (which must then be plain values and
+        paths): the rows are cached until any of these changes. None if unknown or not worth it: always read anew."""
         return None
 
     def for_task(self, task: str) -> Reader:
-        """The reader of what ``task`` (pairs, nlvr2, vqa, classes, video) is evaluated on: this one, unless it knows
-        better."""
+        """The reader of the data that ``task`` (pairs, nlvr2, vqa, classes, video) is evaluated on: this one, unless a
+        subclass has another."""
         return self
 
     @abstractmethod
@@ -112,8 +112,8 @@ def raw(text: str) -> bytes:
 
 
 def absolute(path: str | Path) -> str:
-    """``path`` such that it still holds when a subset is opened from another folder. URLs stay what they are, and so do
-    links, as those of Hugging Face's cache: what lies beside a link need not lie beside its target."""
+    """``path`` made absolute, so that it stays valid when a subset is opened from another folder. URLs are left alone,
+    and links are not resolved (Hugging Face's cache has them): files beside a link need not be beside its target."""
     if "://" in str(path):
         return str(path)
     found = Path(path).expanduser().absolute()
@@ -177,9 +177,10 @@ def records(
 ) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of every record of a delimited file, its cells quoted as in RFC 4180.
 
-    A quote that opens no well-formed cell is an ordinary character, as all are where not ``quotes``. So is one that
-    opens a cell of several lines each of which is a ``whole`` record by itself, as split at delimiters: it has no end,
-    and what looks like that is another's. Only ``\\n`` and ``\\r\\n`` end a line: captions hold all the others.
+    A quote that does not open a well-formed cell is an ordinary character; without ``quotes``, all quotes are. So is
+    one that opens a cell of several lines, each of which is a ``whole`` record by itself when split at delimiters: that
+    quote was never closed, and what looks like its end is another quote. Only ``\\n`` and ``\\r\\n`` end a line:
+    captions may contain any other kind of line end.
     """
 
     def split(line: str) -> list[str]:

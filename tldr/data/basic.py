@@ -1,6 +1,6 @@
-"""Rules of a few words for captions and pictures, DataComp's basic filter (Gadre et al. 2023, arXiv 2304.14108,
-section 5 and its code): enough words and characters, English, no small or narrow picture. Each pair is told which rules
-it breaks, and by how much.
+"""Simple rules for captions and pictures, DataComp's basic filter (Gadre et al. 2023, arXiv 2304.14108, section 5 and
+its code): enough words and characters, English, no small or narrow picture. For each pair it is reported which rules it
+breaks, and by how much.
 
 Shapes: N pairs.
 """
@@ -23,7 +23,7 @@ SIZES = (("width", "height"), ("original_width", "original_height"))  # columns,
 
 @dataclass(frozen=True)
 class Rule:
-    """``broken`` (N,) bool, and ``told`` in words of a pair's ``value`` (N,)."""
+    """``broken`` (N,) bool; ``told`` is the message, in which ``{}`` stands for a pair's ``value`` (N,)."""
 
     broken: np.ndarray
     value: np.ndarray
@@ -35,14 +35,14 @@ class Rule:
 
 
 def captions(pool: Pairs, *, words: int, characters: int, language: str | None) -> list[Rule]:
-    """At least so many ``words`` (between white space) and ``characters``, and the ``language`` (None: any), a code of
-    ISO 639-1, as py3langid sees it. Raises ValueError where a language is asked for and it is not installed."""
+    """Rules: at least so many ``words`` (between white space) and ``characters``, and the ``language`` (None: any), an
+    ISO 639-1 code, as detected by py3langid. Raises ValueError if one is given and py3langid is not installed."""
     text = pool.captions
     number = pool.words
     length = pc.utf8_length(text).to_numpy()
     rules = [
-        Rule(number < words, number, f"{{}} words, of {words} at least"),
-        Rule(length < characters, length, f"{{}} characters, of {characters} at least"),
+        Rule(number < words, number, f"words: {{}} (minimum {words})"),
+        Rule(length < characters, length, f"characters: {{}} (minimum {characters})"),
     ]
     if language is not None:
         spoken = languages(text)
@@ -51,19 +51,19 @@ def captions(pool: Pairs, *, words: int, characters: int, language: str | None) 
 
 
 def pictures(pool: Pairs, *, side: int, aspect: float) -> list[Rule]:
-    """A shorter ``side`` of so many pixels at least, a longer one of ``aspect`` times that at most; no rules where the
-    pool has no columns of the sizes, which is printed, and no verdict for a pair without."""
+    """Rules: the shorter side has at least ``side`` pixels, the longer one at most ``aspect`` times as many as the
+    shorter. A pool without columns of sizes has no rules, and a line says so; a pair without sizes breaks none."""
     for names in SIZES:
         if set(names) <= set(pool.table.column_names):
             sides = np.stack([pool.table[name].cast(pa.float64()).to_numpy() for name in names])
             short, long = sides.min(0), sides.max(0)
             shape = long / np.maximum(short, 1)
             return [
-                Rule(short < side, short, f"shorter side of {{:.0f}} pixels, of {side} at least"),
-                Rule(shape > aspect, shape, f"sides as {{:.2f}} to 1, to {aspect:g} at most"),
+                Rule(short < side, short, f"shorter side: {{:.0f}} pixels (minimum {side})"),
+                Rule(shape > aspect, shape, f"aspect ratio: {{:.2f}} (maximum {aspect:g})"),
             ]
     told = " or ".join(", ".join(names) for names in SIZES)
-    print(f"selector.side and selector.aspect say nothing here: the pool has no columns {told}")
+    print(f"selector.side and selector.aspect have no effect: the pool has no columns {told}")
     return []
 
 

@@ -28,7 +28,7 @@ _PROJECT = Path(__file__).parents[2]
 
 
 def cifar_folder(source: str | Path | None, downloads: str | Path) -> Path:
-    """The folder of the two files: ``downloads``, whether or not they are there, where they are nowhere else.
+    """The folder that has the two files; ``downloads`` if none has, even if they are yet to be downloaded there.
 
     Raises ValueError where they are not in the ``source`` given.
     """

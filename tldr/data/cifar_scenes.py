@@ -1,5 +1,5 @@
 """Scenes of real pixels: mosaics and close-ups of CIFAR-10's pictures (`tldr.data.mosaics`) with captions, statements
-and questions, and the diseases of web data planted in known places (`tldr.data.planted` says which and where).
+and questions, and the noise of web data planted in known places (`tldr.data.planted` says which and where).
 
 Training splits show CIFAR's training pictures, evaluation splits its test pictures. Full mosaics cannot be learned by a
 small model within minutes; two or three tiles on a plain canvas can. From the close-ups it learns the classes by name,
@@ -23,10 +23,11 @@ CLASSES = "classes"  # the split and the task
 class CifarScenes(Reader):
     """``size`` training pairs, or (``split=eval``) ``eval_images`` clean pictures with five captions each.
 
-    ``split=nlvr2`` has two statements for each of so many pictures, ``split=vqa`` four questions, ``nlvr2_train`` and
-    ``vqa_train`` have ``size`` of them, none about close-ups. ``close_ups`` is their share among the scenes. ``source``
-    is the folder of CIFAR-10, by default found or downloaded (`tldr.data.cifar`). Rendered once into ``root``.
-    ``split=classes`` is CIFAR-10's test set as it is, the class's name for a caption."""
+    For each of ``eval_images`` pictures, ``split=nlvr2`` has two statements and ``split=vqa`` four questions;
+    ``nlvr2_train`` and ``vqa_train`` have ``size`` of them; none are about close-ups. ``close_ups`` is the share of
+    close-ups among the scenes. ``source`` is the folder of CIFAR-10, by default found or downloaded
+    (`tldr.data.cifar`). Rendered once into ``root``. ``split=classes`` is CIFAR-10's test set as it is, with the name
+    of the class as caption."""
 
     name = "cifar_scenes"
 

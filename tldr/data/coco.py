@@ -84,7 +84,8 @@ class Coco(Reader):
         wanted = {"all": splits, "train": {"train", "restval"}}.get(self.split, {self.split})
         if not wanted & splits:
             raise ValueError(
-                f"data.split={self.split}: {self.annotations} has all, {', '.join(sorted(map(str, splits)))}"
+                f"data.split={self.split} is not in {self.annotations}; choose from all, "
+                f"{', '.join(sorted(map(str, splits)))}"
             )
         if self.split == "all" and splits & HELD_OUT:
             counts = Counter(str(image.get("split")) for image in images)

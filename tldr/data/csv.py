@@ -36,10 +36,10 @@ _SAMPLE = 100
 class Csv(Reader):
     """The pairs of one delimited file. ``images`` is the folder (or URL) of the pictures, by default the file's own.
 
-    A column is given by its name or, where there is no header, by its number from 0. What is not given is found out:
-    the delimiter (else comma, tab, semicolon, pipe or a character) from the file's name and first line; the header, and
-    with it the columns, by the usual names; without a header, which of two columns looks like file names or URLs.
-    ``quotes=False`` takes every quote as it stands.
+    A column is given by its name or, where there is no header, by its number from 0. What is not given is detected: the
+    delimiter (or give comma, tab, semicolon, pipe or a character) from the file's name and first line; the header, and
+    with it the columns, by the usual names; without a header, the image column of two as the one that looks like file
+    names or URLs. ``quotes=False`` takes every quote as an ordinary character.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Csv(Reader):
             image, caption = self._find_columns([cells for _, cells in sample if len(cells) == width], width)
             names, uid = [f"column_{number}" for number in range(width)], None
             if self.uid_column is not None:
-                where = f"{self.annotations} has {width} columns and no header: 0 to {width - 1}"
+                where = f"from 0 to {width - 1}: {self.annotations} has {width} columns and no header"
                 check_number("data.uid_column", self.uid_column, where, low=0, high=width - 1, whole=True)
                 uid = int(self.uid_column)
         else:

@@ -50,8 +50,8 @@ def export(pairs: Pairs, folder: Path, formats: Sequence[str]) -> list[Path]:
 
 
 def clear(folder: Path) -> None:
-    """Remove what was exported into ``folder`` of another selection, in whatever format: who reads it would not
-    know."""
+    """Remove what an earlier selection exported into ``folder``, in whatever format: nobody could tell it from this
+    one's."""
     for file in (folder / "annotations.json", folder / "uids.npy", *(folder / "shards").glob("*.tar")):
         file.unlink(missing_ok=True)
 

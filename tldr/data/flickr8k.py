@@ -1,8 +1,8 @@
 """Flickr8k (Hodosh et al., 2013): photographs with five captions each, as in Kaggle's copy: ``captions.txt`` with the
 columns image and caption, and the folder ``Images`` (or ``images``).
 
-The copy lists no splits. ``split=test`` holds out one image in ten, whatever else the folder has: those whose name
-hashes below 0.1; ``split=dev`` those below 0.2, ``split=train`` has the others. An image's captions are all in one.
+The copy lists no splits, so images are split by a hash of their names, whatever else the folder has: below 0.1 (one
+in ten) is ``split=test``, below 0.2 ``split=dev``, the rest ``split=train``. All captions of an image are in one split.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A folder, nested or not, with a ``.txt`` beside each picture of the same name (img2dataset, kohya's trainers).
 
-The whole ``.txt`` is one caption, its line ends included, but for one at the very end (img2dataset writes none, editors
-do). ``lines=True`` takes each line that is not blank as a caption of its own. Where a picture also has a ``.json`` with
-a ``uid`` (DataComp's), that is the pair's; img2dataset's ``key`` is none, for every download counts from 0. Names that
-begin with a dot are not looked at.
+The whole ``.txt`` is one caption, including its line ends except one at the very end (img2dataset writes none, editors
+do). ``lines=True`` takes each line that is not blank as a caption of its own. If a picture also has a ``.json`` with a
+``uid`` (DataComp's), that is the pair's uid; img2dataset's ``key`` cannot be, as every download counts from 0. Names
+that begin with a dot are ignored.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Frames of a clip: the middle one of the i-th of n equal parts, as video retrieval samples them (8 a clip in BLIP's
 zero-shot MSRVTT, https://arxiv.org/abs/2201.12086).
 
-A clip is a folder of pictures, its frames in the order of their names, or a video file, which PyAV decodes: it is an
-extra, ``pip install 'tldr-vlp[video]'``. Of a video the time is parted and not the frames, whose number few containers
-know; the frame on the screen in the middle of the part is the one.
+A clip is a folder of pictures, its frames in the order of their names, or a video file, decoded by PyAV (an extra:
+``pip install 'tldr-vlp[video]'``). A video is divided by time and not by frames, as few containers store their number;
+the frame taken is the one on the screen at the middle of the part.
 """
 
 from __future__ import annotations

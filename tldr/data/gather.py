@@ -1,8 +1,8 @@
-"""Every row of a source as a table, each judged by what shows without looking at its picture. Rows are gathered in
-Arrow chunks of a fixed size, so that 40M pairs never exist as Python objects at once.
+"""All rows of a source as a table, each judged as far as is possible without its picture. Rows are gathered in Arrow
+chunks of a fixed size, so that 40M pairs never exist as Python objects at once.
 
-What a source holds is remembered in ``cache/sources`` for as long as its files keep their names, sizes and times of
-change: tars of terabytes are read through once, not by every command.
+The rows of a source are cached in ``cache/sources`` for as long as its files keep their names, sizes and modification
+times: terabytes of tars are read once, not by every command.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FOUND = pa.schema(
         "derived": pa.bool_(),  # the uid, because the source gave none
         "image": pa.large_string(),
         "caption": pa.large_binary(),  # as found: it need not be text
-        "stage": pa.large_string(),  # null, as the error, for what is good so far
+        "stage": pa.large_string(),  # null, like the error, while no fault is known
         "error": pa.large_string(),
     }
 )
 _CHUNK = 65_536
-_FORMAT = 1  # of what is remembered: another number, and nothing is known any more
+_FORMAT = 1  # of the cache: another number makes all that was cached invalid
 
 
 def gather(reader: Reader, *, cache: str | Path | None = None, progress: bool = True) -> pa.Table:

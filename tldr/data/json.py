@@ -119,7 +119,7 @@ def _elements(path: Path) -> Iterator[Any]:
                 more = file.read(max(_STEP, len(text)))
                 if not more:
                     raise ValueError(
-                        f"{path} is no whole JSON list: {reason}, record {number}, character {before + at}"
+                        f"{path} is not a complete JSON list: {reason}, record {number}, character {before + at}"
                     )
                 before, text, at = before + at, text[at:] + more, 0
                 continue

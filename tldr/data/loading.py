@@ -2,8 +2,8 @@
 
 Pictures travel as uint8, and the model normalises them on its device: a quarter of the memory and of the bus. A
 picture that cannot be decoded stops the run with its uid; reading the pool with ``verify=decode`` has quarantined such
-pictures before. The order of training and the draws of augmentation are functions of the seed and of how far the run
-is: not of workers, of processes, or of how often it was interrupted (`tldr.data.order`).
+pictures before. The order of training and the draws of augmentation depend only on the seed and on the position in
+the run: not on workers, processes, or how often it was interrupted (`tldr.data.order`).
 
 Shapes: N pairs, B of a batch, H = W = image_size.
 """
@@ -104,7 +104,7 @@ def transform(image_size: int, augment: str = "none", resize_mode: str = "squash
 
 
 class Viewer(Protocol):
-    """What looks at pictures, squares of ``image_size`` pixels, made of others by ``resize_mode``."""
+    """A model that sees pictures: squares with sides of ``image_size`` pixels, made from others by ``resize_mode``."""
 
     image_size: int
     resize_mode: str
@@ -214,9 +214,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class PairsData(L.LightningDataModule):
-    """Shuffled batches of the pairs for training. Their order, and every draw of augmentation, is a function of
-    ``seed`` and of the place in the run alone: a run that is resumed goes on where the batches had come to. A pair is
-    drawn in inverse proportion to the number of pairs that have its very caption, to the power of ``balance``."""
+    """Shuffled batches of the pairs for training. Their order, and every draw of augmentation, depends only on ``seed``
+    and on the position in the run: a resumed run continues with the next batch. A pair's probability of being drawn is
+    inversely proportional to the number of pairs with exactly its caption, to the power of ``balance``."""
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ class Msrvtt(Reader):
         splits = {video.get("video_id"): video.get("split") for video in content["videos"]}
         if self.split != "all" and self.split not in splits.values():
             known = ", ".join(sorted(map(str, set(splits.values()))))
-            raise ValueError(f"data.split={self.split}: {self.annotations} has all, {known}")
+            raise ValueError(f"data.split={self.split} is not in {self.annotations}; choose from all, {known}")
         silent = {clip: None for clip, split in splits.items() if self.split in ("all", split)}
         for number, sentence in enumerate(content["sentences"]):
             sentence = sentence if isinstance(sentence, dict) else {}
@@ -74,11 +74,11 @@ class Msrvtt(Reader):
 
     def _table(self) -> Iterator[Row | Bad]:
         if self.split != "all":
-            raise ValueError(f"data.split={self.split}: {self.annotations} is a split by itself")
+            raise ValueError(f"data.split={self.split}: {self.annotations} is a single split; use data.split=all")
         lines = records(self.annotations, ",")
         _, names = next(lines, (0, []))
         if not {"video_id", "sentence"} <= set(names):
-            raise ValueError(f"{self.annotations} has not the columns video_id and sentence, but {', '.join(names)}")
+            raise ValueError(f"{self.annotations} lacks the columns video_id and sentence; it has {', '.join(names)}")
         clip, sentence = names.index("video_id"), names.index("sentence")
         key = names.index("key") if "key" in names else None
         for line, cells in lines:

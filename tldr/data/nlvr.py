@@ -3,7 +3,7 @@ of three boxes, each drawn six times with its boxes in another order.
 
 ``root`` holds ``dev/dev.json`` (JSON lines) and ``dev/images/2/dev-1572-0-5.png``, or the same packed in ``dev.tar``,
 which is read where it lies: its pictures are byte ranges. All six drawings are kept, as six pairs. The uid is the name
-of the picture; the column ``identifier`` is of the sentence, as the corpus's own script counts them for consistency:
+of the picture; the column ``identifier`` names the sentence, by which the corpus's own script measures consistency:
 the first part of a record's identifier, ``dev-1572`` for 1572-0 to 1572-3.
 """
 
@@ -49,7 +49,7 @@ class Nlvr(Reader):
                 file.seek(inner.offset_data)
                 lines = file.read(inner.size).decode("utf-8-sig", "surrogateescape").split("\n")
         except tarfile.TarError as error:
-            raise ValueError(f"{self.tar} is no whole tar: {error}; mend it or unpack it beside") from error
+            raise ValueError(f"{self.tar} is not a complete tar: {error}; repair it or unpack it beside") from error
         yield from self._pairs(parsed_lines(lines), places)
 
     def _pairs(

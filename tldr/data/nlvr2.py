@@ -3,8 +3,8 @@ JSON lines ``{"identifier": "dev-850-0-0", "sentence": ..., "label": "True", ...
 
 The pictures are named by the identifier without its last part: ``dev-850-0-img0.png`` left, ``-img1.png`` right;
 those of the training set lie in a folder for each ``directory`` that its records name. The uid is the record's
-identifier. The column ``identifier`` is that without the number of the pair of pictures, ``dev-850-0``, by which the
-corpus's own script counts sentences: a model is consistent where it is right about all pairs of one.
+identifier. The column ``identifier`` is the same without the number of the pair of pictures, ``dev-850-0``: it names
+the sentence. For the corpus's own script, a model is consistent on a sentence if it is right about all of its pairs.
 """
 
 from __future__ import annotations

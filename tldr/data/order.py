@@ -1,13 +1,13 @@
-"""The order of training: shuffled batches that can begin anywhere.
+"""The order of training: shuffled batches that can start at any point.
 
-Epoch e shows all pairs in a permutation, a function of (seed, e); a batch is a slice of it. So the place of a run
-is one number, the batches it has taken, and a resumed run takes the next one. Several processes take neighbouring
-slices: together they see what one process with their batches put together would see. Augmentation draws from a
-generator that is set anew for every sample, from (seed, number of the draw): neither workers nor what else the run
-draws have a part in it.
+Epoch e shows all pairs in a permutation that depends only on (seed, e); a batch is a slice of it. So the position of a
+run is one number, the batches taken so far, and a resumed run takes the next one. Several processes take adjacent
+slices: together they see what a single process with their combined batch would see. Augmentation draws from a generator
+that is reseeded for every sample, from (seed, number of the draw), so that it depends neither on workers nor on other
+random draws of the run.
 
-Where pairs come in groups, captions that many share, an epoch of the same length can show each group for a share of
-its own, rounded up or down at random (systematic sampling: Madow 1949), its pairs in turn.
+Where pairs form groups (those that share a caption), an epoch of the same length can give each group a share of its
+own, rounded up or down at random (systematic sampling: Madow 1949), which is filled by its pairs in turn.
 
 Shapes: N pairs, B of a batch of one process, R processes.
 """
@@ -79,7 +79,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         if self.groups is None:
             return order
         sizes = np.bincount(self.groups)
-        # One group after the other: what is rounded is a group's share, and not that of each of its rows.
+        # One group after the other, so that the share of a group is rounded, not that of each of its rows.
         order = order[np.argsort(rng.permutation(len(sizes))[self.groups[order]], kind="stable")]
         ends = np.cumsum(sizes[self.groups[order]] ** -float(self.balance))
         marks = (rng.random() + np.arange(self.count)) * (ends[-1] / self.count)
@@ -88,7 +88,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
 
 
 class Drawn(Dataset[Item], Generic[Item]):
-    """A dataset whose samples are drawn as `Draw`; torch's CPU generator is theirs meanwhile, and put back."""
+    """A dataset indexed by `Draw`: torch's CPU generator is seeded for each sample, and restored after it."""
 
     def __init__(self, dataset: Dataset[Item], *, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -104,13 +104,13 @@ class Drawn(Dataset[Item], Generic[Item]):
 
 
 class OrderedLoader(DataLoader[Any]):
-    """A loader over `ShuffledBatches` that knows how many batches it has handed out, whatever its workers hold ready.
-    Iterating goes on from there: to the end of the epoch, then through the next one."""
+    """A loader over `ShuffledBatches` that counts the batches it has handed out, not those its workers have prefetched.
+    Iterating continues from there: to the end of the epoch, then through the next one."""
 
     batch_sampler: ShuffledBatches
 
     def __init__(self, dataset: Drawn[Any], *, batch_sampler: ShuffledBatches, **options: Any) -> None:
-        # Else every epoch takes a number from the run's own generator, to seed workers that draw nothing.
+        # Else every epoch would take a number from the run's generator, to seed workers that draw nothing.
         super().__init__(dataset, batch_sampler=batch_sampler, generator=torch.Generator(), **options)
         self.taken = 0
 

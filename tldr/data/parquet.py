@@ -2,9 +2,9 @@
 as the structs ``{bytes, path}`` that Hugging Face's datasets write.
 
 A picture inside a file has the locator ``part.parquet#row=17`` (with ``,column=jpg`` where the column is not called
-``image``). The column ``uid`` names the pairs where there is one, as in DataComp's metadata; have one where the
-pictures are inside, for a derived uid follows from the number of the row. All other columns are kept, as Python has
-their values (structs as JSON text), but for those that hold bytes, such as further pictures.
+``image``). The column ``uid`` names the pairs where there is one, as in DataComp's metadata; if the pictures are inside
+the file, provide one, because a derived uid depends on the row number. All other columns are kept, as Python values
+(structs as JSON text), except those that hold bytes, such as further pictures.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Parquet(Reader):
             try:
                 yield from self._pairs(file)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{file} is no whole parquet file: {error}; mend it or leave it out") from error
+                raise ValueError(f"{file} is not a complete parquet file: {error}; fix it or leave it out") from error
 
     def _pairs(self, path: Path) -> Iterator[Row | Bad]:
         file = pq.ParquetFile(path)

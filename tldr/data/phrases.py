@@ -1,9 +1,9 @@
 """The words of captions, and which phrases of a list occur in them, whole columns at a time.
 
 A phrase occurs where its words follow each other; a word ends at white space, and each of , . ; : ? ! ` is a word of
-its own, as where MetaCLIP (Xu et al. 2023, arXiv 2309.16671) looks for spaced substrings. The phrases make a tree of
-words, down which all places of all captions go at once, a word further at every step: the few that a phrase still
-follows go on. So the time hardly depends on how many phrases there are.
+its own, as in MetaCLIP's (Xu et al. 2023, arXiv 2309.16671) search for substrings between spaces. The phrases form a
+trie of words, which all positions of all captions descend at once, a word at every step; only those that still match a
+phrase continue. So the time hardly depends on the number of phrases.
 
 Shapes: N captions, n words in them, M phrases.
 """

@@ -1,10 +1,10 @@
-"""Data sets of rendered scenes: which scene each picture shows, what is said of it, and the diseases of web data
+"""Data sets of rendered scenes: which scene each picture shows, what its caption says, and the noise of web data
 planted in known places.
 
 Of the training pairs, a share is *mismatched* (the caption is another scene's) and a share is *redundant* (the scene
-was rendered before: new jitter, brightness, noise and wording, the picture no two times the same file). A few scenes
-are repeated often, most never, as on the web. Of the redundant pairs a share can be *copies*, which repeat the first
-rendering's caption word for word, be it right or wrong. The ground truth stands in columns that selectors do not see:
+was rendered before, now with new jitter, brightness, noise and wording: no two files are the same). A few scenes are
+repeated often, most never, as on the web. Of the redundant pairs a share can be *copies*, which repeat the first
+rendering's caption word for word, right or wrong. The ground truth is in columns that selectors do not see:
 
     truth_mismatched  bool   the caption is of another scene
     truth_scene       int    which scene the picture shows; rows that share it are duplicates of each other
@@ -56,7 +56,7 @@ S = TypeVar("S")  # a scene
 
 @dataclass(frozen=True)
 class World(Generic[S]):
-    """What scenes are, look like, and are said to be. ``true_of(told, shown)``: captions of the one may fit the other.
+    """How scenes are drawn, rendered and described. ``true_of(told, shown)``: captions of the one may fit the other.
 
     ``draw_task`` draws the scenes that statements and questions are about."""
 
@@ -71,9 +71,9 @@ class World(Generic[S]):
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of what. ``size`` is the rows of the training splits, ``eval_images`` the pictures of the others.
+    """What to make. ``size`` is the number of rows of a training split, ``eval_images`` that of pictures of the others.
 
-    ``mismatched`` is a share of the pairs that are no copies, ``copies`` one of the redundant pairs."""
+    ``mismatched`` is a share of the pairs that are not copies, ``copies`` a share of the redundant pairs."""
 
     name: str
     split: str
@@ -90,8 +90,8 @@ class Plan:
             raise ValueError(f"data.split={self.split!r}; {self.name} has {', '.join(SPLITS)}")
         for name, share in (("mismatched", self.mismatched), ("duplicates", self.duplicates)):
             below_one = math.nextafter(1, 0)
-            check_number(f"data.{name}", share, "it is a share of the pairs, in [0, 1)", low=0, high=below_one)
-        check_number("data.copies", self.copies, "it is a share of the redundant pairs, in [0, 1]", low=0, high=1)
+            check_number(f"data.{name}", share, "a share of the pairs, in [0, 1)", low=0, high=below_one)
+        check_number("data.copies", self.copies, "a share of the redundant pairs, in [0, 1]", low=0, high=1)
         if self.size - round(self.size * self.duplicates) < 2:
             raise ValueError(
                 f"data.size={self.size} with data.duplicates={self.duplicates} leaves fewer than two distinct scenes"

@@ -67,7 +67,7 @@ def read_pool(
     """
     if verify not in ("decode", "exists", "none"):
         raise ValueError(f"verify={verify!r}; it is one of decode, exists, none")
-    check_number("max_bad_fraction", max_bad_fraction, "it is a share of what is read, from 0 to 1", low=0, high=1)
+    check_number("max_bad_fraction", max_bad_fraction, "a share of the pairs read, from 0 to 1", low=0, high=1)
     reader.prepare()
     found = gather(reader, cache=cache, progress=progress)
     read = found.num_rows
@@ -117,7 +117,7 @@ def read_pool(
 
 
 def _with_locators(found: pa.Table) -> tuple[pa.Table, dict[str, str]]:
-    """Which columns hold locators, under the name of their digest's: a source may have second pictures."""
+    """The columns that hold locators, by the names of their digests' columns; a source may have second pictures."""
     name = EXTRA + SECOND
     if name not in found.column_names or not pa.types.is_large_string(found[name].type):
         return found, {DIGEST: "image"}

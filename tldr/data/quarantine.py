@@ -32,8 +32,8 @@ def reasons(quarantine: pa.Table, most: int = 8) -> list[str]:
 
 
 def write_quarantine(quarantine: pa.Table, folder: Path, *, refused: bool) -> Path:
-    """Write it as ``folder/quarantine.parquet``; where the source is ``refused`` and the folder has the result of an
-    earlier run, whose quarantine that is, as another file."""
+    """Write it as ``folder/quarantine.parquet``; but if the source is ``refused`` and the folder has the result of an
+    earlier run, to which that file belongs, write another file."""
     other = folder / "quarantine-refused.parquet"
     file = other if refused and (folder / "provenance.json").is_file() else folder / "quarantine.parquet"
     with atomic_path(file) as temporary:

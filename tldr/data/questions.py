@@ -1,7 +1,7 @@
 """Questions about a picture with short answers: what VQA (https://arxiv.org/abs/1612.00837) asks, over rendered scenes.
 
-As in its second version, a question says little about its answer: to one and the same question, no answer is given more
-often than the median one (of two, both are given as often).
+As in its second version, a question says little about its answer: for the same question, no answer occurs more often
+than the median one (if there are two answers, both occur equally often).
 """
 
 from __future__ import annotations

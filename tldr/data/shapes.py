@@ -1,5 +1,5 @@
 """The embedded dataset: rendered scenes of coloured shapes (`tldr.data.scenes`) with captions, statements and
-questions, and the diseases of web data planted in known places (`tldr.data.planted` says which and where).
+questions, and the noise of web data planted in known places (`tldr.data.planted` says which and where).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ VERSION = 2  # of the recipe: another version renders into another folder
 class Shapes(Reader):
     """``size`` training pairs, or (``split=eval``) ``eval_images`` clean pictures with five captions each.
 
-    ``split=nlvr2`` has two statements for each of so many pictures, ``split=vqa`` four questions, ``nlvr2_train`` and
-    ``vqa_train`` have ``size`` of them. Rendered once into ``root`` as a tar of PNGs and a table, in a folder named by
-    these arguments; a function of them alone."""
+    For each of ``eval_images`` pictures, ``split=nlvr2`` has two statements and ``split=vqa`` four questions;
+    ``nlvr2_train`` and ``vqa_train`` have ``size`` of them. Rendered once into ``root`` as a tar of PNGs and a table,
+    in a folder named by these arguments, on which alone the data depend."""
 
     name = "shapes"
 

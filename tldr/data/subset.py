@@ -1,6 +1,6 @@
-"""The pairs that `select.py` wrote, read as any source is: to reduce them again, or to stand for a target.
+"""The pairs that `select.py` wrote, read like any source: to reduce them again, or as the target of a selection.
 
-All their columns stay, what was planted and the captions before refinement among them; pictures are looked at anew.
+All their columns are kept, including planted truth and the captions before refinement; pictures are checked anew.
 """
 
 from __future__ import annotations

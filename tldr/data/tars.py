@@ -21,8 +21,8 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The regular files in a tar, in their order; ``offset_data`` and ``size`` say where their bytes are. Meanwhile
     ``file`` may be read from.
 
-    Raises ValueError where the tar is compressed; tarfile.ReadError where it breaks off, after all that it has, of
-    which the last file may be cut.
+    Raises ValueError if the tar is compressed; tarfile.ReadError if it is truncated, but only after yielding all files
+    that it has, of which the last may be incomplete.
     """
     if file.read(6).startswith(_COMPRESSED):
         raise ValueError(refusal(file.name))
@@ -38,6 +38,6 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
                 yield member
             if tar.offset > end:
                 raise tarfile.ReadError(f"{member.name} is cut")
-        file.seek(tar.offset)  # any block that is no header is an end to tarfile
+        file.seek(tar.offset)  # tarfile takes any block that is not a header for the end
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise tarfile.ReadError(f"neither a header nor the mark of the end at byte {tar.offset} of {end}")

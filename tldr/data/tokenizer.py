@@ -87,10 +87,10 @@ class Tokenizer:
 
     @classmethod
     def learn(cls, captions: Iterable[str], *, vocab_size: int = 8192) -> Tokenizer:
-        """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``; of no fewer than it
-        needs to spell what is in ASCII, also what no caption has: the questions of a later task are texts too.
+        """A lower-casing tokenizer of at most ``vocab_size`` pieces, learned from ``captions``; but always with the
+        pieces to spell any ASCII text, also characters that no caption has: a later task's questions are texts too.
 
-        Of the other characters it has the most frequent, 1,000 with ASCII's; the rest are ``[UNK]``."""
+        Of the other characters it has the most frequent, 1,000 including ASCII's; the rest become ``[UNK]``."""
         captions = list(captions)
         tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=UNK))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -102,7 +102,7 @@ class Tokenizer:
             min_frequency=2,
             special_tokens=list(SPECIAL),
             initial_alphabet=alphabet,
-            limit_alphabet=len(alphabet),  # left to the trainer, equally frequent ones would go by the hash map's order
+            limit_alphabet=len(alphabet),  # else the trainer orders equally frequent ones by its hash map
             show_progress=False,
         )
         tokenizer.train_from_iterator(captions, trainer)

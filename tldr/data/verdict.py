@@ -1,7 +1,7 @@
-"""Can these pictures be read? Every distinct one is decoded once, by threads (Pillow decodes outside the interpreter's
-lock), and the verdict is remembered under the picture's locator, its file's size and time of change: a second run
-decodes only what is new or other, and what another Pillow could not decode. A run that is interrupted keeps what it
-has looked at; several may look at one source at a time.
+"""Checks that pictures can be read. Every distinct one is decoded once, in threads (Pillow releases the interpreter's
+lock while decoding), and the verdict is cached by the picture's locator and its file's size and modification time: a
+second run decodes only what is new or changed, and what another version of Pillow could not decode. An interrupted run
+keeps its verdicts; several runs may check the same source at the same time.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tldr.data.images import ImageError, ImageStore, decode
 VERDICT = pa.schema(
     {
         "locator": pa.large_string(),
-        "size": pa.int64(),  # of the file that holds the picture, as the time of change
+        "size": pa.int64(),  # of the file that holds the picture, like its modification time
         "mtime_ns": pa.int64(),
         "digest": pa.large_string(),  # blake2b-128 of the picture's bytes
         "error": pa.large_string(),  # null: it can be read
-        "decoder": pa.large_string(),  # what says so
+        "decoder": pa.large_string(),  # the version of Pillow, and its limit of pixels
     }
 )
 _BLOCK = 64

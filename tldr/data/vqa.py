@@ -50,12 +50,12 @@ class Vqa(Reader):
                 _ = pattern % 7
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"data.picture={pattern!r} takes no image id; it is as COCO_val2014_%012d.jpg"
+                    f"data.picture={pattern!r} takes no image id; give one like COCO_val2014_%012d.jpg"
                 ) from error
         self.name = name
 
     def rows(self) -> Iterator[Row | Bad]:
-        """The questions in the order of the files, after each file's its annotations of questions that it has not."""
+        """The questions in the order of the files; after each file's, its annotations that have no question."""
         for files in zip(self.questions, self.annotations, self.pictures, strict=True):
             yield from _rows(*files)
 

@@ -1,6 +1,6 @@
-"""Classification: how often a classifier's first guess, or one of its first five, is the pair's label. What data
-pruning is measured by (Paul et al. 2021, arXiv 2107.07075; Sorscher et al. 2022, arXiv 2206.14486), on labels that the
-model was trained on, where `tldr.evaluator.zeroshot` asks a model that has heard of no class.
+"""Classification: how often a classifier's first guess, or one of its first five, is the pair's label. Data pruning is
+measured by it (Paul et al. 2021, arXiv 2107.07075; Sorscher et al. 2022, arXiv 2206.14486). The model was trained on
+these labels; `tldr.evaluator.zeroshot` evaluates models that were not.
 
 Shapes: N pictures, B of a batch, C classes.
 """

@@ -94,8 +94,8 @@ class Video(Evaluator):
         super().check(model, pairs)
         if _FRAME.fullmatch(pairs.images[0].as_py()) is None:
             raise ValueError(
-                f"video reads clips, and {pairs.images[0].as_py()!r} is no frame of one (clip.mp4#frame=0/8). "
-                f"Give data that have: {self.sources}"
+                f"video reads clips, and {pairs.images[0].as_py()!r} is not a frame of one (clip.mp4#frame=0/8). "
+                f"Use data with clips: {self.sources}"
             )
 
     def __call__(self, model: nn.Module, pairs: Pairs) -> dict[str, float]:

@@ -28,11 +28,11 @@ class Answerer(Seeing, Protocol):
 
 
 class Vqa(Evaluator):
-    """The question is the pair's ``caption``; the column ``answers`` holds what people answered and ``answer_type``,
-    where it is there, what kind of answer that is (yes/no, number, other).
+    """The question is the pair's ``caption``; the column ``answers`` holds what people answered, and ``answer_type``,
+    if there is one, the kind of answer (yes/no, number, other).
 
-    A question's record in ``details`` opens with ``question_id`` and ``answer``, the two that VQA's server reads: of
-    questions of VQA's whose answers are not public (test-dev), they are the result, and there is no accuracy.
+    A question's record in ``details`` opens with ``question_id`` and ``answer``, which VQA's server reads. For VQA's
+    questions whose answers are not public (test-dev), the records are the result, and there is no accuracy.
     """
 
     task = "vqa"

@@ -99,10 +99,10 @@ def text_settings(text: TextTransformer) -> dict[str, Any]:
     layer = text.layers[0] if len(text.layers) else None
     if not isinstance(layer, Layer) or not isinstance(text.norm, nn.LayerNorm) or layer.pre_norm:
         raise ValueError(
-            "only post-norm text with layers and a norm over the embeddings is like BERT's (text.pre_norm)"
+            "only post-norm text (text.pre_norm=false) with layers and a norm over the embeddings is like BERT's"
         )
     if layer.activation != "gelu":
-        raise ValueError(f"BERT's head has gelu, and so must its layers to be exported, not {layer.activation}")
+        raise ValueError(f"to be exported, the layers must use gelu, as BERT's head does, not {layer.activation}")
     assert isinstance(layer.attention, Attention)
     return {
         "vocab_size": text.words.num_embeddings,

@@ -1,7 +1,7 @@
 """Captioners, with or without a codebook, as folders that ``transformers`` opens with ``trust_remote_code=True``.
 
-None of its classes holds a codebook, or an idea of no picture to measure alignment against: the folder brings the class
-along (`tldr.hub.modeling_captioner`), which needs nothing of ours.
+No class of transformers has a codebook, or a null picture to measure alignment against: the folder includes a class of
+its own (`tldr.hub.modeling_captioner`), which does not need this package.
 """
 
 from __future__ import annotations

@@ -44,12 +44,12 @@ EXPORTERS = {  # our class: who writes it
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 BESIDE = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
 SETTINGS = ("preprocessor_config.json", "processor_config.json")
-ARCHITECTURE = {  # what weights of ours are made for: a checkpoint brings it; how a model learns is configured anew
+ARCHITECTURE = {  # arguments that a checkpoint of ours fixes; those of how a model learns are configured anew
     "image", "text", "quantizer", "embed_dim", "text_pooling", "causal", "loss", "bias",
     "backbone", "fusion", "pictures", "mode", "answers", "num_answers", "shared_decoder",
     "column", "members", "classes", "count",
 }  # fmt: skip
-OF_THE_DATA = ("queue.", "noise")  # parts that tell of the data it learned from
+OF_THE_DATA = ("queue.", "noise")  # parts that depend on the data it was trained on
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _download(name: str) -> Path:
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         return Path(found) if found else None
 
-    refusal = f"{name!r} is neither a folder, a checkpoint nor, in reach, a Hugging Face id with a config.json"
+    refusal = f"{name!r} is neither a folder, a checkpoint nor a reachable Hugging Face id with a config.json"
     try:
         config = fetch("config.json")
     except OSError as error:
@@ -195,10 +195,10 @@ def _read_ours(file: Path, model: str) -> Weights:
 
 
 def initialise(module: nn.Module, weights: Weights) -> list[str]:
-    """Copy ``weights`` into ``module``; the names of its parameters that they do not cover, which keep what they had.
+    """Copy ``weights`` into ``module``; return the names of its parameters that they do not cover, which are unchanged.
 
-    Positions are made to fit: those of another picture size are interpolated, of a longer text cut. Raises ValueError
-    with every key that the module does not have, that is missing, or whose shape is another.
+    Positions are made to fit: those of another picture size are interpolated, those of a longer text cut. Raises
+    ValueError that lists every key that is unknown, missing, or of another shape.
     """
     own, found = module.state_dict(), resized(weights.state, module)
     wrong = [f"unknown: {name}" for name in found if name not in own]
@@ -225,15 +225,15 @@ def _fit(name: str, tensor: Tensor, own: Tensor) -> Tensor:
 def export(module: nn.Module, folder: str | Path) -> Path:
     """Write ``folder`` so that ``transformers`` opens it by ``from_pretrained``: safetensors, config, tokenizer.
 
-    BLIP and ViLT, which are several classes there, become two folders in it; a captioner's folder brings its class
-    along, and wants ``trust_remote_code=True``. Raises ValueError for what has no counterpart there.
+    BLIP and ViLT, which are several classes there, become two folders in it; a captioner's folder includes its class,
+    and needs ``trust_remote_code=True``. Raises ValueError for what has no counterpart there.
     """
     _exporter(module).export(module, Path(folder))
     return Path(folder)
 
 
 def check_export(module: nn.Module) -> None:
-    """Raises ValueError for what `export` refuses, in its words, of a model that has yet to be trained."""
+    """Raises the ValueError of `export`, before training, for a model that cannot be exported."""
     try:
         _exporter(module).config_of(module)
     except ValueError as error:

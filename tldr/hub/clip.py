@@ -83,7 +83,7 @@ def config_of(module: nn.Module) -> Any:
     assert isinstance(image, ImageEncoder)
     assert isinstance(text, TextTransformer)
     if owner.bias is not None or owner.text_pooling != "end" or not owner.causal:
-        raise ValueError("a CLIPModel has loss=infonce, text_pooling=end and causal=true, which this Clip has not")
+        raise ValueError("a CLIPModel has loss=infonce, text_pooling=end and causal=true; this Clip differs")
     settings, roles = _text_settings(text), {"bos": "cls", "eos": "sep", "pad": "pad"}
     special = {f"{theirs}_token_id": getattr(tokenizer, ours) for theirs, ours in roles.items()}
     vision, embed_dim = vit.image_settings(image, pre_norm=True), owner.image_projection.out_features
@@ -118,7 +118,7 @@ def _text_settings(text: TextTransformer) -> dict[str, Any]:
         norm.eps for norm in (layer.norm, layer.attention.norm, text.last_norm) if isinstance(norm, nn.LayerNorm)
     }
     if not layer.pre_norm or isinstance(text.norm, nn.LayerNorm) or len(epsilons) > 1:
-        raise ValueError("a CLIPModel's text has pre_norm=true, embed_norm=false and one norm_eps, which this has not")
+        raise ValueError("a CLIPModel's text has pre_norm=true, embed_norm=false and one norm_eps; this one differs")
     return {
         "vocab_size": text.words.num_embeddings,
         "hidden_size": text.width,

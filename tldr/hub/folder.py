@@ -29,8 +29,8 @@ def normalisation(folder: Path, **default: Any) -> dict[str, Any]:
 
 
 def resize_mode(folder: Path) -> str:
-    """How a CLIP's pictures become squares, as the folder says: by default their centre. Raises ValueError where that
-    is cut out of pictures of another size than its own."""
+    """How a CLIP's pictures become squares, as the folder says: by default their centre. Raises ValueError if that does
+    not have the size to which the shorter side is resized."""
     settings = _preprocessor(folder)
     size, crop = settings.get("size", {}), settings.get("crop_size", {})
     if not settings.get("do_center_crop", True) or (isinstance(size, dict) and "height" in size):
@@ -39,7 +39,7 @@ def resize_mode(folder: Path) -> str:
     if None not in (shortest, crop) and shortest != crop:
         raise ValueError(
             f"{folder / 'preprocessor_config.json'}: pictures are resized to {shortest} pixels and cut to {crop}, "
-            "which is not done here: make the two equal, as they are in OpenAI's"
+            "which is not supported here: make the two equal, as in OpenAI's"
         )
     return "shortest"
 
@@ -89,7 +89,7 @@ def write(kind: Any, config: Any, state: Mapping[str, Tensor], folder: Path, **o
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what Hugging Face says of token numbers in small vocabularies, and its progress bar."""
+    """Suppress Hugging Face's warnings about token numbers in small vocabularies, and its progress bar."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -6,8 +6,8 @@
     model.codes(pixel_values)                          # (B, L), of a VQ-VLM
     model.alignment(pixel_values, **tokenizer(texts, padding=True, truncation=True, return_tensors="pt"))
 
-It is BLIP's, but the decoder reads the patches alone, without the class token, and each replaced by its nearest code
-where there is a codebook (TL;DR, Wang et al. 2023, section 3.1, arXiv 2305.20087); and it knows what no picture is.
+It is BLIP's, but the decoder reads only the patches, without the class token, each replaced by its nearest code if
+there is a codebook (TL;DR, Wang et al. 2023, section 3.1, arXiv 2305.20087); and it has a learned null picture.
 
 Shapes: B pairs, L patches, T text tokens, D width, K codes.
 """
@@ -24,8 +24,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class CaptionerConfig(BlipConfig):
-    """BLIP's, where ``vision_config`` has a ``codebook_size`` (0: no codebook), and ``prompt``: what every text begins
-    with, the tokens ``prompt_ids``, which are read, not written."""
+    """BLIP's config, with a ``codebook_size`` in ``vision_config`` (0: no codebook), and ``prompt``, with which every
+    text begins: its tokens, ``prompt_ids``, are read, not written."""
 
     model_type = "tldr_captioner"
 

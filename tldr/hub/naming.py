@@ -34,7 +34,7 @@ def expand(table: Mapping[str, str | tuple[str, ...]], ours: str = "", theirs: s
 
 
 def translate(state: Mapping[str, Tensor], names: Names) -> State:
-    """Their state -> ours, of the names of the table; what is not there is left out, for `initialise` to miss."""
+    """Their state -> ours, for the names of the table; missing ones are left out, and `initialise` reports them."""
     found: State = {}
     for name, theirs in names.items():
         parts = _parts(theirs)
@@ -44,7 +44,7 @@ def translate(state: Mapping[str, Tensor], names: Names) -> State:
 
 
 def unknown(state: Mapping[str, Tensor], *tables: Names, ignore: Iterable[str] = ()) -> State:
-    """What of their state no table names and no beginning in ``ignore`` excuses, for `initialise` to complain of."""
+    """The part of their state that no table names and no prefix in ``ignore`` excuses: `initialise` reports it."""
     named = {part for names in tables for theirs in names.values() for part in _parts(theirs)}
     excused = tuple(ignore)
     return {name: t for name, t in state.items() if name not in named and not name.startswith(excused)}
@@ -70,7 +70,7 @@ def _parts(theirs: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def under(prefix: str, state: Mapping[str, Tensor]) -> State:
-    """What of ``state`` is named ``prefix...``, without it."""
+    """The entries of ``state`` whose names begin with ``prefix``, which is removed."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
@@ -81,11 +81,11 @@ def place(
     text: Mapping[str, Tensor] | None = None,
     alike: bool = False,
 ) -> State:
-    """Parts by their own names -> the state of ``model`` (a class's name) by its.
+    """Parts under their own names -> the state of ``model`` (a class's name) under its names.
 
-    A text's layers have ``attention`` (it was an encoder), ``decoder_attention`` (a decoder) or both. ``alike``: its
-    decoder begins as the encoder, as BLIP's begin as BERT. A Captioner always takes what there is. BLIP's teacher is a
-    copy.
+    A text's layers have ``attention`` (it was an encoder), ``decoder_attention`` (a decoder) or both. ``alike``: a
+    missing decoder starts as a copy of the encoder, as both of BLIP's start from BERT. A Captioner always takes what
+    there is. BLIP's teacher is a copy.
     """
     found: State = {}
     if image is not None:

@@ -1,13 +1,14 @@
 """ViLT (Kim et al. 2021, arXiv 2102.03334) in Hugging Face's names.
 
-What is said in another way there, with the same sums:
+Represented differently there, with the same results:
 
-    token types   of BERT's, which a single text has one of throughout: added to the positions
-    second image  a type of its own there, a difference to the first image's here; a checkpoint that knows one image
-                  only gives the second the same type, as the published fine-tuning for NLVR2 begins
-    matching      ``ViltForImageAndTextRetrieval`` has one score, ours is a choice of two, of which the loss determines
-                  the difference alone. Their score is that log-odds: read, it is the score of *match* beside a 0 for
-                  *no match*; written, the difference of our two. `match` gives the same either way, the rows may differ
+    token types   BERT's; a single text has the same one throughout, which is added to the positions here
+    second image  a type of its own there, a difference to the first image's here; a checkpoint that knows only one
+                  image gives the second the same type, as the published fine-tuning for NLVR2 does at first
+    matching      ``ViltForImageAndTextRetrieval`` has one score, ours has two, of which the loss determines only the
+                  difference. Their score is this difference, the log-odds: when read, it becomes the score of *match*,
+                  with 0 for *no match*; when written, it is the difference of our two. `match` gives the same either
+                  way, but the head's rows may differ
 
 The heads of VQA and NLVR2 are written (`tldr.hub.heads`), not read: fine-tuning puts new ones on the pooled feature.
 Pictures are square and of the model's size (a mask of ones there, whose patches Hugging Face then shuffles).
@@ -107,9 +108,11 @@ def config_of(module: nn.Module, **more: Any) -> Any:
     settings = vit.image_settings(image)
     epsilons = {getattr(norm, "eps", None) for norm in (text.norm, text.head[2])} | {settings["layer_norm_eps"]}
     if len(epsilons) > 1:
-        raise ValueError(f"a ViLT has one layer_norm_eps there, ours {epsilons}: set text.norm_eps to the image's")
+        raise ValueError(
+            f"in transformers, a ViLT has one layer_norm_eps, but ours has {epsilons}: set text.norm_eps to the image's"
+        )
     if settings["hidden_act"] != "gelu":
-        raise ValueError(f"our head has gelu, and so must the blocks to be exported, not {settings['hidden_act']}")
+        raise ValueError(f"to be exported, the blocks must use gelu, as the head does, not {settings['hidden_act']}")
     return ViltConfig(
         **settings,
         vocab_size=text.words.num_embeddings,

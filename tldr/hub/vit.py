@@ -126,9 +126,9 @@ def image_settings(encoder: ImageEncoder, *, pre_norm: bool = False) -> dict[str
         kind = "CLIP's, with a norm before its blocks" if pre_norm else "the plain one"
         raise ValueError(f"this image encoder is not {kind} with a class token: it has no counterpart in transformers")
     if encoder.resize_mode != "squash" and not pre_norm:
-        raise ValueError(f"there, only CLIP sees the centre of pictures (image.resize_mode={encoder.resize_mode})")
+        raise ValueError(f"in transformers, only CLIP crops to the centre (image.resize_mode={encoder.resize_mode})")
     if (embed.proj.bias is None) != pre_norm:
-        raise ValueError("there, patches have a bias unless it is CLIP (image.patch_bias)")
+        raise ValueError("in transformers, only CLIP has patches without a bias (image.patch_bias)")
     blocks: Any = vit.blocks
     block: Any = blocks[0]
     act = {"GELU": "gelu", "QuickGELU": "quick_gelu"}.get(type(block.mlp.act).__name__)

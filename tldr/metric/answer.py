@@ -1,11 +1,11 @@
 """VQA's accuracy (Goyal et al. 2017; https://visualqa.org/evaluation): an answer is as right as people agree on it. It
-is compared with those of all annotators but one, scores min(1, equal ones / 3), and the mean over the annotator left
-out counts, so that people, measured against each other, are measured the same way.
+is compared with the answers of all annotators but one and scores min(1, matches / 3); the result is the mean over the
+annotator left out, so that people can be measured against each other in the same way.
 
-Words are brought to one form first: lower case, no punctuation but apostrophes and colons, no articles, numbers as
-digits, contractions with their apostrophes. Only where VQA's ten annotators all say the same, the answer is taken as it
-stands. This is the public script's rule, its leftovers included: it reads `none` as 0, and writes `somebody'd` without
-its apostrophe. It knows no other number of annotators; with one or a few, their answers are always brought to the form.
+Answers are normalised first: lower case, no punctuation but apostrophes and colons, no articles, numbers as digits,
+contractions with their apostrophes. Only if VQA's ten annotators all say the same are answers compared as they stand.
+This is the rule of the public script, with its quirks: it reads `none` as 0, and writes `somebody'd` without its
+apostrophe. It knows no other number of annotators; with one or a few, answers are always normalised.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def unanimous(answers: Sequence[str]) -> bool:
 def accuracy(answer: str, answers: Sequence[str]) -> float:
     """How right (0 to 1) ``answer`` is by the ``answers`` of people, ten in VQA's sets.
 
-    With fewer than four of them no three can be left beside the one left out: then all that are left have to agree.
-    One alone is compared with directly. Raises ValueError where there is none.
+    With fewer than four people, leaving one out leaves fewer than three: then all that remain have to agree. A single
+    answer is compared with directly. Raises ValueError if there is none.
     """
     if not answers:
         raise ValueError("a question without answers cannot be scored")

@@ -38,14 +38,14 @@ class Model(L.LightningModule, ABC):
     columns: tuple[str, ...] = ()  # of the pairs, which the losses read beyond image and caption
     learns_tokenizer: ClassVar[bool] = True  # False: built without one, as a head whose backbone has its own
     head_names: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of parameters that ``head_lr_scale`` is for
-    compiled: tuple[type[nn.Module], ...] = (ImageEncoder, TextTransformer)  # networks worth compiling; a backbone's
+    compiled: tuple[type[nn.Module], ...] = (ImageEncoder, TextTransformer)  # to compile; a head takes its backbone's
     image_size: int
     resize_mode: str = "squash"  # how pictures become squares of that size: see `tldr.nn.vision.ImageEncoder`
-    # What `signals` gives, and by what their names match, the weights behind each.
+    # The names of what `signals` gives, each with a pattern that matches the names of the weights behind it.
     signal_weights: ClassVar[Mapping[str, str]] = {}
-    objective_weights: ClassVar[Mapping[str, str]] = {}  # likewise of what evaluators ask for: itc, itm, lm
-    left_to_chance: tuple[str, ...] = ()  # of the parameters, where it began from a checkpoint that has not all
-    indivisible: str = ""  # what of it runs its layers more often for one batch than for another, and so not by FSDP
+    objective_weights: ClassVar[Mapping[str, str]] = {}  # likewise for what evaluators need: itc, itm, lm
+    left_to_chance: tuple[str, ...] = ()  # names of parameters that the checkpoint it began from does not have
+    indivisible: str = ""  # the option that makes the number of layer calls depend on the batch, which rules out FSDP
 
     def __init__(self, *, optimizer: Mapping[str, Any]) -> None:
         super().__init__()
@@ -71,24 +71,24 @@ class Model(L.LightningModule, ABC):
 
     @classmethod
     def signals_of(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        """The names of what `signals` gives, of a model with such arguments; none: not known before it is asked."""
+        """The names of what `signals` gives for a model with such arguments; empty: not known before it runs."""
         return tuple(cls.signal_weights)
 
     def unlearned(self, names: Iterable[str]) -> list[str]:
-        """What is behind these signals or objectives that nobody has trained."""
+        """The untrained parameters behind these signals or objectives."""
         weights = {**self.signal_weights, **self.objective_weights}
         behind = [weights[name] for name in names if name in weights]
         return [name for name in self.left_to_chance if any(re.match(pattern, name) for pattern in behind)]
 
     @property
     def wrong_share(self) -> float | None:
-        """The share of the captions it learned from that it has found wrong, where it reckons with such."""
+        """The share of its training captions that it has found wrong; None if it does not model wrong captions."""
         return None
 
     def configure_model(self) -> None:
-        """What has to know of all processes: parts that ``share`` (a codebook) become theirs together, and the weights
-        are divided among them where the trainer's strategy asks for that. Raises ValueError where the number of times
-        that layers are run depends on the batch: processes would wait for each other for ever."""
+        """Set up what involves all processes: parts with a method ``share`` (a codebook) are shared among them, and
+        the weights are sharded if the trainer's strategy asks for it. That raises ValueError if the number of times
+        that layers run depends on the batch: processes would wait for each other forever."""
         for part in self.modules():
             if share := getattr(part, "share", None):
                 share()
@@ -203,9 +203,9 @@ class Taught(Protocol):
 
 
 def open_backbone(backbone: str | Path | Mapping[str, Any], image: Mapping[str, Any]) -> Model:
-    """The model of a checkpoint of ours, or the one that `describe` told of, which then begins at random. Of a head's
-    checkpoint it is the backbone that the head has tuned. ``image`` has changes of its image encoder's arguments, None
-    for none; for pictures of another size its positions are interpolated. A teacher is forgotten."""
+    """The model of one of our checkpoints, or one built from a description by `describe`, with random weights. From a
+    head's checkpoint, take the backbone that the head has tuned. ``image`` overrides arguments of its image encoder
+    (None: unchanged); for another picture size its positions are interpolated. A teacher is dropped."""
     trained = None if isinstance(backbone, Mapping) else _student_of(backbone)
     image = {name: value for name, value in image.items() if value is not None}
     if trained is not None and not image:
@@ -232,19 +232,19 @@ def _student_of(path: str | Path) -> Model:
     student, state = _untaught(build(describe(tuned))), tuned.state_dict()
     if student.state_dict().keys() != state.keys():
         name = f"{type(model).__name__} of {path}"
-        raise ValueError(f"backbone: the {name} has changed its backbone (fusion=twin); take what that was made from")
+        raise ValueError(f"backbone: the {name} has changed its backbone (fusion=twin); give the one it started from")
     student.load_state_dict(state)
     return student.eval()
 
 
 def _untaught(model: Model) -> Model:
-    """The model without its teacher, and nothing of it frozen: what its own losses do not reach, a head's may."""
+    """The model without its teacher and with nothing frozen: a head's loss may reach what its own losses do not."""
     if isinstance(model, Taught):
         model.keep_student()
     return model.requires_grad_(True)
 
 
 def _name_of(model: Model) -> str:
-    """A model that is divided among processes has a class made on the way, under which is its own."""
+    """The dotted name of a model's own class, which sharding replaces by a generated subclass."""
     kind = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,9 +1,9 @@
 """BLIP (Li et al., ICML 2022, arXiv 2201.12086): pre-training (section 3.2), and what tasks ask of it (section 5).
 
-    ITC  unimodal embeddings agree: contrast with the keys that a momentum copy, the teacher, gives this batch and gave
-         those in a queue; a part alpha of the target is the teacher's judgement (ALBEF, arXiv 2107.07651)
-    ITM  the image-grounded encoder tells B pairs from 2B hard negatives, which the ITC logits propose; fine-tuned for
-         retrieval (without LM), the similarities of its own embeddings, without the teacher's keys
+    ITC  unimodal embeddings agree: contrast with the keys of a momentum copy, the teacher, for this batch and, from a
+         queue, for earlier ones; a share alpha of the target is the teacher's judgement (ALBEF, arXiv 2107.07651)
+    ITM  the image-grounded encoder tells B pairs from 2B hard negatives, drawn by the ITC logits or, in fine-tuning for
+         retrieval (without LM), by the similarities of its own embeddings, without the teacher's keys
     LM   the image-grounded decoder writes the caption
 
 One text transformer plays all three roles; its decoder differs in self-attention only. Where the published code assumes
@@ -54,12 +54,12 @@ class Blip(Model):
     BLIP's code then draws them; lm for captions, which begin with ``prompt`` (published: "a picture of ").
     ``gather_negatives`` draws ITM's negatives from the batches of all processes, as BLIP does in fine-tuning on COCO.
 
-    The defaults are the published ones, made for long runs from pre-trained encoders. A short run from scratch wants
-    others (``conf/model/blip.yaml`` has figures): the mean of the text's tokens instead of [CLS], a faster teacher, and
-    no queue, whose entries are soon so old that they are told from the batch by their age, not by what they show; text
-    layers that begin with weights of ``init_std`` near 1 / sqrt(width), for BERT's 0.02 is made for a width of 768 and
-    passes next to nothing of a picture through a narrow one; and negatives that are drawn evenly at first, and only
-    after ``negative_ramp`` of the run by the full ITC logits.
+    The defaults are the published ones, made for long runs from pre-trained encoders. A short run from scratch needs
+    others (``conf/model/blip.yaml`` has figures): the mean of the text's tokens instead of [CLS]; a faster teacher; no
+    queue, whose entries would soon be told from the batch by their age and not by what they show; an ``init_std`` of
+    the text layers near 1 / sqrt(width), since BERT's 0.02 suits a width of 768 and passes almost nothing of a picture
+    through a narrow layer; and negatives that are drawn uniformly at first, and by the full ITC logits only after
+    ``negative_ramp`` of the run.
     """
 
     objective_weights: ClassVar[Mapping[str, str]] = {
@@ -128,8 +128,8 @@ class Blip(Model):
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Move the teacher, once for each step of the student, and keep the temperature in its bounds: not in the step,
-        in which weights that are divided among processes are gathered copies."""
+        """Move the teacher, once for each step of the student, and clamp the temperature: here and not in the training
+        step, where sharded weights are only gathered copies."""
         if self._contrasts and batch_idx % getattr(self._trainer, "accumulate_grad_batches", 1) == 0:
             follow(self.teacher, self.encoders, self.momentum)
             self.temperature.clamp_(*TEMPERATURES)
@@ -145,7 +145,7 @@ class Blip(Model):
         return self.alpha * self._risen(self.alpha_ramp)
 
     def _risen(self, share: float) -> float:
-        """What rises from 0 to 1 in a share of the run."""
+        """A ramp from 0 to 1 over the first ``share`` of the run."""
         return min(1.0, self.global_step / max(1.0, share * self.steps)) if share else 1.0
 
     @property
@@ -301,8 +301,8 @@ class Blip(Model):
         self, images: Tensor, questions: Sequence[str], answers: list[str], *, top_k: int = 128,
         decoder: TextTransformer | None = None,
     ) -> list[str]:  # fmt: skip
-        """For each of B questions the likeliest of the ``answers``, among the ``top_k`` whose first word is; by
-        ``decoder`` instead of `answer_decoder` where one is given."""
+        """For each of B questions the likeliest of the ``answers``, among the ``top_k`` with the likeliest first word;
+        by ``decoder``, if given, instead of `answer_decoder`."""
         states, mask = self.question(images, questions)
         best = rank(decoder or self.answer_decoder, self.answer_tokens(answers), states, mask, top_k=top_k)
         return [answers[i] for i in best.tolist()]

@@ -9,13 +9,14 @@ a caption is by itself, and
 the pointwise mutual information of picture and caption in nats, tells captions that fit from captions that are merely
 well-formed.
 
-Where captions are noisy, ``noise_rate`` makes the decoder one half of a mixture: a caption comes with probability 1 - e
-from its picture and with e from anywhere, which is what the null image knows. The posterior that it belongs,
+Where captions are noisy, ``noise_rate`` makes the decoder one component of a mixture: with probability 1 - e a caption
+comes from its picture, with probability e from anywhere, as the null image models it. The posterior that it belongs,
 
     trust(x, y) = sigmoid(alignment(x, y) + log (1 - e) / e)
 
 is its weight in the loss (the mixture's gradient, up to a factor that keeps the step's size), and e follows the mean of
-1 - trust, as in EM. Nothing is trusted less before the decoder has begun to look: all alignments are then about 0.
+1 - trust, as in EM. Before the decoder has begun to use the picture, no caption is trusted less than others: all
+alignments are then about 0.
 
 Shapes: B pairs, L image tokens, T text tokens, D width, K codes.
 """
@@ -49,8 +50,8 @@ class Captioner(Model):
     """``image``, ``text`` and ``quantizer`` are the arguments of `ImageEncoder`, `TextTransformer` and `Quantizer`
     (None: no codebook); ``tokenizer`` is a `Tokenizer` as JSON; ``null_share`` of the rows learn without their
     picture. Every caption follows ``prompt`` (BLIP, fine-tuned on COCO: "a picture of "), which is read, not learned.
-    ``noise_rate`` is where the share of wrong captions begins (None: none is thought wrong); ``init_std`` is the spread
-    of the decoder's weights (BERT's 0.02 is made for a width of 768; a narrow one wants about 1 / sqrt(width)).
+    ``noise_rate`` is the initial share of wrong captions (None: all are believed); ``init_std`` is the initial standard
+    deviation of the decoder's weights (BERT's 0.02 suits a width of 768; a narrow one needs about 1 / sqrt(width)).
     """
 
     signal_weights: ClassVar[Mapping[str, str]] = {
@@ -95,7 +96,7 @@ class Captioner(Model):
         self.null_share, self.label_smoothing, self.prompt = null_share, label_smoothing, prompt
         self.noise: Tensor | None  # the share of wrong captions, as found so far; None: all are believed
         self.register_buffer("noise", None if noise_rate is None else torch.tensor(float(noise_rate)))
-        self._looked = -1  # the step at which it was last asked whether it looks
+        self._looked = -1  # the step at which `_log_grounding` last ran
         self.prompt_length = self._tokenize([""])[0].shape[1] - 1  # tokens before the caption's first
 
     @classmethod
@@ -105,14 +106,14 @@ class Captioner(Model):
         return found if arguments.get("quantizer") is not None else tuple(name for name in found if name != "codes")
 
     def unlearned(self, names: Iterable[str]) -> list[str]:
-        """Before a codebook begins all codes are 0."""
+        """Also a codebook that has not joined yet: until then all codes are 0."""
         names = set(names)
         waits = "codes" in names and self.quantizer is not None and not self.quantizer.active
         return [*super().unlearned(names), *["the codebook"] * waits]
 
     @property
     def wrong_share(self) -> float | None:
-        """As ``noise_rate`` begins and training moves it, an average of the last batches."""
+        """It starts at ``noise_rate``, and training updates it as a moving average over batches."""
         return None if self.noise is None else float(self.noise)
 
     def prepare(self, captions: Sequence[str]) -> None:
@@ -195,13 +196,13 @@ class Captioner(Model):
 
     @torch.no_grad()
     def _trust(self, nll: Tensor, tokens: Tensor, mask: Tensor, blind: Tensor, noise: Tensor) -> Tensor:
-        """(B,) the posterior that a caption belongs to its picture, from ``nll`` (B,) given what was seen; 1 for the
-        rows (B,) that were ``blind``. ``noise`` () follows."""
-        null = self.null.expand(len(nll), 1, -1)  # one token says what many like it would
+        """(B,) the posterior that a caption belongs to its picture, from ``nll`` (B,), its loss given what was seen; 1
+        for the ``blind`` rows (B,), which saw no picture. ``noise`` () is updated."""
+        null = self.null.expand(len(nll), 1, -1)  # one null token gives the same result as many equal ones
         prior = self._nll(tokens, mask, null, label_smoothing=self.label_smoothing)
         trust = torch.sigmoid(prior - nll + torch.logit(1 - noise))
         doubted = torch.stack([(1 - trust)[~blind].sum(), (~blind).sum()])
-        doubt, count = gather(doubted[None]).sum(0)  # of all processes, which are to agree
+        doubt, count = gather(doubted[None]).sum(0)  # of all processes, so that they agree
         if count:
             noise.lerp_(doubt / count, NOISE_RATE_STEP).clamp_(0.01, 0.99)
         return torch.where(blind, torch.ones_like(trust), trust)
@@ -234,10 +235,11 @@ class Captioner(Model):
         return {} if self.quantizer is None else {"codebook": self.quantizer.codebook}
 
     def joint(self, images: Tensor, captions: Sequence[str], *, place: int = 0) -> Tensor:
-        """(B, 3, H, W) and B captions -> (B, joint_width): the decoder's state at the end of the text, and how the text
-        fits, dimension by dimension. A word's score is the product of the state before it and its embedding; what the
-        picture adds to that state (over no picture), times the embedding, summed over the words, is a vector whose sum
-        is near the pointwise mutual information that `signals` calls alignment. Pictures have no ``place``."""
+        """(B, 3, H, W) and B captions -> (B, joint_width): the decoder's state at the end of the text, and a vector of
+        how well the text fits. A word's score is the dot product of the state before it and its embedding. What the
+        picture adds to that state (over no picture), multiplied elementwise by the embedding and summed over the words,
+        is a vector whose sum is close to the pointwise mutual information that `signals` calls alignment. ``place`` is
+        ignored."""
         tokens, mask = self._tokenize(captions, prompt="")
         image = self.encode(images)[0]
         seen = self.decoder(tokens, image=image, causal=True)  # (B, T, D)

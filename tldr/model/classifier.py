@@ -148,21 +148,21 @@ class Classifier(Model):
         self.early_at = max(1, round(self.early_steps * total)) if self.early_steps < 1 else int(self.early_steps)
         if self.early_at > total:
             raise ValueError(f"model.early_steps={self.early_steps} is past the end of the run, step {total}")
-        self._kept = int(self.early_step) >= 0  # by what this run goes on from
+        self._kept = int(self.early_step) >= 0  # in the checkpoint that this run resumes from
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Keep the early weights when their step has been taken. Not at that batch's end: what a run goes on from may
-        have been written before this hook."""
+        """Store the early weights once their step has been taken. Not at the end of that batch: a checkpoint to resume
+        from may have been written before that hook."""
         if not self._kept and self.trainer.global_step >= self.early_at:
             self.keep_early(self.early_at)
             self._kept = True
 
     def on_train_end(self) -> None:
-        """Likewise where it was the last."""
+        """Store them here if their step was the last."""
         self.on_train_batch_start(None, 0)
 
     def keep_early(self, step: int) -> None:
-        """From now on the weights of today are the early ones."""
+        """Store the current weights as the early ones."""
         for snapshot, member in zip(self.early, self.members, strict=True):
             snapshot.take(member)  # pyright: ignore[reportCallIssue]
         self.early_step.fill_(step)
@@ -179,7 +179,7 @@ class Classifier(Model):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """``ce``: cross-entropy, summed over the members, so that each has the gradient that it would have alone. In
-        training, what is right and wrong is counted."""
+        training, right and wrong predictions are counted."""
         labels, images = self._labels(batch), batch["images"]
         if self.training and self.shift is not None:
             images = moved(images, round(self.shift * images.shape[-1]))
@@ -191,9 +191,9 @@ class Classifier(Model):
 
     @torch.no_grad()
     def _count(self, batch: Batch, now: Tensor) -> None:
-        """``now`` (B, M): is it right?"""
+        """Count the pairs as shown; ``now`` (B, M) says whether each is classified rightly."""
         rows, names = batch["rows"].to(now.device), _hashes(batch).to(now.device)
-        # Every process counts all of the batch: the next one may show it to another.
+        # Every process counts the whole batch: a pair may be shown to another process next time.
         rows, names, now = (gather(each) for each in (rows, names, now))
         if len(self.presented) == 0:
             return

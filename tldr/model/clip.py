@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020): two encoders, one contrastive loss with a learned temperature.
 
 ``loss=infonce`` is CLIP's: each picture chooses among the texts, each text among the pictures. ``loss=siglip`` (Zhai et
-al. 2023, arXiv 2303.15343) asks of every pair by itself whether it belongs together, with a learned bias because so few
-do; it does without the sum over the batch, and small batches learn better from it.
+al. 2023, arXiv 2303.15343) classifies every pair by itself as matching or not, with a learned bias because so few
+match; it needs no normalisation over the batch, and works better with small batches.
 
 Shapes: B pairs of this process, D width, E embedding width.
 """
@@ -116,7 +116,7 @@ class Clip(Model):
 
     @torch.no_grad()
     def _clip(self) -> None:
-        if self.bias is None:  # CLIP's; of the weight, not in the loss, where it would have no gradient to return by
+        if self.bias is None:  # CLIP's bounds; clamping in the loss would leave the weight without a gradient to return
             self.log_scale.clamp_(max=math.log(100))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -31,10 +31,10 @@ FUSIONS = ("pair", "twin")
 
 @runtime_checkable
 class Twin(Protocol):
-    """What it must offer for ``fusion=twin``."""
+    """What a backbone must offer for ``fusion=twin``."""
 
     def see_two(self) -> None:
-        """Make two cross-attentions of each."""
+        """Replace each cross-attention by two."""
         ...
 
     def joint_two(self, first: Tensor, second: Tensor, captions: Sequence[str]) -> Tensor:
@@ -43,8 +43,8 @@ class Twin(Protocol):
 
 
 class Nlvr2(Model):
-    """``backbone`` is a checkpoint of ours (a file or its folder; of a head's, the backbone that it has tuned), or what
-    `describe` tells of a model, which then begins at random; ``image`` has changes of its image encoder's arguments
+    """``backbone`` is one of our checkpoints (a file or its folder; from a head's, the backbone that it has tuned is
+    taken), or a description by `describe`, with random weights; ``image`` overrides arguments of its image encoder
     (image_size, drop_path). ``pictures`` is 2, or 1 for NLVR. ``optimizer.head_lr_scale`` is for the MLP."""
 
     columns = ("label", "image_2")

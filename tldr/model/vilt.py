@@ -3,13 +3,13 @@
     MLM  guess 15 % of the caption's words, masked whole, from the others and the picture
     ITM  tell whether the picture is the caption's own or, with probability 0.5, another one of the batch
     WPA  the words of a right pair lie near its patches, those of a swapped one far: optimal transport (a part of ITM in
-         the paper, which does not tell of the swapped pairs; its code does, and without them all states become one)
+         the paper, which does not mention swapped pairs; its code uses them, and without them all states collapse)
 
-Fine-tuned for retrieval, it learns one thing instead: to find a picture's caption among captions of others (section
-4.3; 15 of them). The score is the matching head's log-odds; the published code goes on from the head's row of a match.
+Fine-tuned for retrieval, it instead learns only to find a picture's caption among captions of others (section 4.3; 15
+of them). The score is the matching head's log-odds; the published code starts from the head's row for a match.
 
-The published code draws the other picture, and the others' captions, from all the data; ours come from the batch, and
-never belong together after all: pairs of the same picture or of the same caption are not swapped.
+The published code draws the other picture, and the others' captions, from all the data. Ours come from the batch, and
+never belong together by chance: pairs of the same picture or of the same caption are not swapped.
 
 Shapes: B pairs, R captions of others, L image tokens, T text tokens, D width, V vocabulary.
 """
@@ -40,9 +40,9 @@ class Vilt(Model):
     JSON.
 
     ``masked`` is the share of the words that MLM guesses, ``swapped`` of the pairs that ITM gives another picture;
-    ``wpa`` weighs the word-patch alignment (0: none). ``ranked`` above 0 is fine-tuning for retrieval: of how many
-    others' captions each picture's own is told, instead of all else. The defaults are the published ones, made for long
-    runs from ViT's weights; ``conf/model/vilt.yaml`` has those of a short run from scratch.
+    ``wpa`` weighs the word-patch alignment (0: none). ``ranked`` above 0 is fine-tuning for retrieval, instead of all
+    other losses: the number of other captions that each picture's own is ranked against. The defaults are the published
+    ones, made for long runs from ViT's weights; ``conf/model/vilt.yaml`` has those of a short run from scratch.
     """
 
     compiled = (JointTransformer,)
@@ -101,7 +101,7 @@ class Vilt(Model):
     def _match_losses(
         self, patches: Tensor, tokens: Tensor, mask: Tensor, numbers: Tensor, positive: Tensor
     ) -> dict[str, Tensor]:
-        """ITM and WPA, over pairs of which some have another picture; ``positive`` (B, B) says which may not get it."""
+        """ITM and WPA, over pairs of which some get another picture, but never one that is ``positive`` (B, B)."""
         source, matched = swap_pictures(positive, self.swapped)
         words, seen = self.network(patches[source], tokens, mask)
         losses = {"itm": F.cross_entropy(self._judge(words), matched.long())}
@@ -110,8 +110,8 @@ class Vilt(Model):
         return losses
 
     def _rank_loss(self, patches: Tensor, tokens: Tensor, mask: Tensor, positive: Tensor) -> Tensor:
-        """The mean negative log-likelihood of a picture's own caption among those of R others, drawn from those that
-        are not ``positive`` (B, B); of as many as there are, over the pictures that have any."""
+        """The mean negative log-likelihood of a picture's own caption against R others, drawn from those that are not
+        ``positive`` (B, B), or against as many as there are; the mean is over the pictures that have any."""
         others, there = draw_others(positive, self.ranked)  # (B, R)
         if not there.any():
             raise ValueError(

@@ -3,9 +3,9 @@
     classify  the answers most frequent in training are classes; their soft targets are what each would score by the
               official rule, and each is learned by itself with binary cross-entropy: ViLT's way (arXiv 2102.03334,
               section 4.2), for any backbone that has joint features
-    rank      a decoder reads the states of the question, which has seen the picture, and writes the answer; each of the
-              people's answers weighs as much as the share of them who gave it. Of the frequent answers the likeliest is
-              given: BLIP's way (arXiv 2201.12086, section 5.3)
+    rank      a decoder reads the states of the question, which has seen the picture, and writes the answer; each human
+              answer is weighted by the share of people who gave it. To answer, the likeliest of the frequent answers is
+              chosen: BLIP's way (arXiv 2201.12086, section 5.3)
 
 Shapes: B questions, A answers of the vocabulary, J width of the joint feature.
 """
@@ -63,8 +63,8 @@ class Answerer(Protocol):
 
 
 class Vqa(Model):
-    """``backbone`` is a checkpoint of ours (a file or its folder; of a head's, the backbone that it has tuned), or what
-    `describe` tells of a model, which then begins at random; ``image`` has changes of its image encoder's arguments
+    """``backbone`` is one of our checkpoints (a file or its folder; from a head's, the backbone that it has tuned is
+    taken), or a description by `describe`, with random weights; ``image`` overrides arguments of its image encoder
     (image_size, drop_path). ``answers`` are what it can say; None: the ``num_answers`` most frequent in training, which
     `prepare_table` finds. ``top_k`` answers are ranked. The decoder that ranks is a copy of the backbone's, trained
     apart, as BLIP's, unless ``shared_decoder``. ``optimizer.head_lr_scale`` is for the classifier (ViLT: 10)."""
@@ -89,7 +89,7 @@ class Vqa(Model):
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}; choose from {', '.join(MODES)}")
         for key, value in {"num_answers": num_answers, "top_k": top_k}.items():
-            check_number(f"model.{key}", value, "how many answers, a whole number from 1", low=1, whole=True)
+            check_number(f"model.{key}", value, "a whole number of answers, from 1", low=1, whole=True)
         model = open_backbone(backbone, image or {})
         name = type(model).__name__
         if mode == "classify" and not isinstance(model, Joint):
@@ -178,8 +178,8 @@ class Vqa(Model):
         return self.head(self.backbone.joint(batch["images"], batch["captions"])).float()
 
     def _targets(self, given: Sequence[Sequence[str]]) -> Tensor:
-        """(B, A) what each answer of the vocabulary scores by those of the people. What ten of them say alike is
-        compared as it stands, but in lower case: there is no other in the vocabulary."""
+        """(B, A) the score of each answer of the vocabulary against the people's answers. If all ten agree, theirs is
+        compared as it stands, but in lower case, as the vocabulary is."""
         targets = torch.zeros(len(given), len(self.answers))
         for row, answers in enumerate(given):
             people = [_plain(answer) for answer in answers] if unanimous(answers) else answers

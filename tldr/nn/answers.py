@@ -1,8 +1,8 @@
 """Answering by ranking, as BLIP on VQA (Li et al. 2022, arXiv 2201.12086, section 5.3): a decoder reads the states of a
-question (which has seen the picture) through cross-attention, and of a list of candidates the likeliest is given.
+question (which has seen the picture) through cross-attention, and the likeliest of a list of candidates is chosen.
 
-To score a list of thousands is dear: as in BLIP's code, only the candidates whose first word is likeliest are scored
-whole. BLIP's score carries the label smoothing of its training; here it is the log-likelihood itself.
+Scoring a list of thousands is expensive: as in BLIP's code, only the candidates with the likeliest first words are
+scored in full. BLIP's score includes the label smoothing of its training; here it is the plain log-likelihood.
 
 Shapes: B questions, A candidate answers, S question tokens, T answer tokens, D width.
 """

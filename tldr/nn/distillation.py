@@ -1,9 +1,9 @@
-"""Learning from a few steps: gradient descent on given batches that can be differentiated by them, and what a network
-can do after it.
+"""Learning from a few steps: gradient descent on given batches, differentiable with respect to these batches, and a
+network's accuracy afterwards.
 
 Dataset Distillation (Wang et al. 2018, arXiv 1811.10959, algorithm 1): from weights theta_0, step t goes
 theta_{t+1} = theta_t - rate_t * gradient of the loss on batch t; the loss on real pictures at theta_T is differentiated
-by the pictures and the rates of all steps. The networks and their Xavier beginning are those of the released code.
+with respect to the pictures and rates of all steps. The networks and their Xavier initialisation are as released.
 
 Shapes: T batches of B pictures, E passes over them, S side of a picture, C classes, P weights, n = T B pictures.
 """
@@ -66,7 +66,7 @@ WIDTHS = {"lenet": 6, "alexcifarnet": 64}  # of the released code
 
 
 def xavier(net: nn.Module, generator: torch.Generator) -> Weights:
-    """Weights to begin with: normal, of Xavier's variance; biases 0. They are on the CPU."""
+    """Initial weights, on the CPU: normal with Xavier's variance; biases 0."""
     drawn = {}
     for name, like in net.named_parameters():
         drawn[name] = torch.zeros(like.shape, dtype=like.dtype)
@@ -77,8 +77,8 @@ def xavier(net: nn.Module, generator: torch.Generator) -> Weights:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a network learns from: ``images`` (T, B, 3, S, S) normalised, their ``labels`` (T, B), and ``rates`` (E, T)
-    of each pass over them. ``start`` are the weights they were learned for, None: any."""
+    """What a network learns from: ``images`` (T, B, 3, S, S) normalised, their ``labels`` (T, B), and the learning
+    ``rates`` (E, T) of each pass over them. ``start``: the initial weights they were learned for (None: any)."""
 
     images: Tensor
     labels: Tensor
@@ -93,10 +93,10 @@ class Steps:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a maker learned and a PNG rounds off: ``images`` (n, 3, S, S), 1 is white, not clipped; ``labels`` (n,), the
-    places of their classes; ``steps`` (n,), the batch of each; ``rates`` (E, T); ``mean`` and ``std`` (3,), with which
-    pictures are normalised; ``start`` (P,), the weights for which they were learned, empty for any; the name of the
-    ``network`` and its ``width``."""
+    """What a maker learned, in full precision, unlike a PNG: ``images`` (n, 3, S, S), 1 is white, not clipped;
+    ``labels`` (n,), the indices of their classes; ``steps`` (n,), the batch of each; ``rates`` (E, T); ``mean`` and
+    ``std`` (3,), with which pictures are normalised; ``start`` (P,), the initial weights for which they were learned,
+    empty for any; the name of the ``network`` and its ``width``."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -155,8 +155,8 @@ def _normalised(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.nda
 def step(
     net: nn.Module, weights: Weights, images: Tensor, labels: Tensor, rate: Tensor, *, graph: bool = True
 ) -> Weights:
-    """One step of gradient descent on (B, 3, S, S) and (B,). With ``graph`` it can be differentiated by everything but
-    the labels, if the weights require a gradient; without, what comes out is detached."""
+    """One step of gradient descent on (B, 3, S, S) and (B,). With ``graph`` the result is differentiable with respect
+    to everything but the labels, if the weights require a gradient; without, it is detached."""
     if not graph:
         weights = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
     loss = F.cross_entropy(functional_call(net, weights, (images,)), labels)
@@ -166,9 +166,9 @@ def step(
 
 
 def unroll(net: nn.Module, start: Weights, steps: Steps, *, remember: bool = True) -> Weights:
-    """Where the steps lead from ``start``, differentiable by pictures and rates. Unless it may ``remember`` the graphs
-    of all steps, only their weights are held, and each step is taken again on the way back: the same gradients for a
-    third more time, in the memory of one step and T times the weights."""
+    """The weights after all steps from ``start``, differentiable with respect to pictures and rates. Unless it may
+    ``remember`` the graphs of all steps, only their weights are stored, and each step is recomputed in the backward
+    pass: the same gradients for a third more time, in the memory of one step and T times the weights."""
     weights = {name: weight.detach().requires_grad_() for name, weight in start.items()}
     for images, labels, rate in steps:
         if remember:
@@ -180,7 +180,7 @@ def unroll(net: nn.Module, start: Weights, steps: Steps, *, remember: bool = Tru
 
 
 class _Again(torch.autograd.Function):
-    """A step that keeps what it began from, and no graph."""
+    """A step that stores its inputs and no graph, and is recomputed in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, net: nn.Module, names: list[str], labels: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

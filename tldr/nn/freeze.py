@@ -1,7 +1,7 @@
-"""Parameters that no loss reaches: a fine-tuned model keeps them, but neither AdamW nor DDP should.
+"""Parameters that no loss reaches: a fine-tuned model keeps them, but AdamW and DDP must leave them out.
 
-DDP waits for the gradient of every parameter that asks for one, and stops where none comes. Which those are depends on
-the objective (captioning uses no matching head) and, for a task's head, on what its backbone was built for.
+DDP waits for the gradient of every parameter that requires one, and fails if none comes. Which ones are not reached
+depends on the objective (captioning uses no matching head) and, for a task's head, on what its backbone was built for.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def trial_losses(model: Any) -> Tensor:
 
 
 def freeze_unreached(module: Module, loss: Callable[[Module], Tensor]) -> list[str]:
-    """Freeze what a trial run of ``loss`` does not reach; the names. The trial runs on a copy in training mode (a
-    quantizer passes no gradient otherwise): the module's own statistics, queues and random numbers stay as they are."""
+    """Freeze the parameters that a trial run of ``loss`` does not reach; return their names. It runs on a copy in
+    training mode (else a quantizer passes no gradient), so that the module's own statistics, queues and random numbers
+    stay as they are."""
     trial = copy.deepcopy(module).train()
     names, parameters = zip(*((n, p) for n, p in trial.named_parameters() if p.requires_grad), strict=True)
     with torch.random.fork_rng(), torch.enable_grad(), alone():

@@ -46,10 +46,10 @@ def generate(
 
 
 def check_lengths(key: str, *, num_beams: int, min_length: int, max_length: int) -> None:
-    """Raises ValueError for what writes nothing, naming the option, which ``key`` is before."""
-    check_number(f"{key}num_beams", num_beams, "how many texts are followed, from 1", low=1, whole=True)
-    check_number(f"{key}max_length", max_length, "tokens of a text at most, from 1", low=1, whole=True)
-    meaning = f"tokens of a text at least, from 0 to {key}max_length={max_length}"
+    """Raises ValueError for options that write nothing, naming the option, prefixed by ``key``."""
+    check_number(f"{key}num_beams", num_beams, "a whole number of beams, from 1", low=1, whole=True)
+    check_number(f"{key}max_length", max_length, "a whole number of tokens, from 1", low=1, whole=True)
+    meaning = f"a whole number of tokens, from 0 to {key}max_length={max_length}"
     check_number(f"{key}min_length", min_length, meaning, low=0, high=max_length, whole=True)
 
 
@@ -107,13 +107,13 @@ def beam_search(
     num_beams: int = 3,
     length_penalty: float = 1.0,
 ) -> list[list[int]]:
-    """As `sample`, by beam search; a text scores log-likelihood / length ** length_penalty, its end counted where it
-    has one. As in transformers, those that have none at ``max_length`` compete with those that ended."""
+    """Like `sample`, but by beam search. A text's score is log-likelihood / length ** length_penalty, both with its end
+    token if it has one. As in transformers, texts that are unfinished at ``max_length`` compete with finished ones."""
     count, device = len(image), image.device
     image = image.repeat_interleave(num_beams, 0)
     cache, step = Cache(), prompt.expand(len(image), -1)
     total = torch.full((count, num_beams), -torch.inf, device=device)
-    total[:, 0] = 0  # the beams of one picture start equal: let one speak
+    total[:, 0] = 0  # the beams of a picture start out equal: begin with one
     texts: Tensor = torch.empty(count, num_beams, 0, dtype=torch.long, device=device)
     best: list[tuple[float, list[int]]] = [(-float("inf"), []) for _ in range(count)]
     first = torch.arange(count, device=device)[:, None] * num_beams

@@ -35,7 +35,7 @@ class JointTransformer(nn.Module):
                 f"text.width={text.width} must be the image's, {image.width}, or null: they share a transformer"
             )
         self.image, self.text, self.width = image, text, image.width
-        # The types of text and image; and what the second picture of two has over the first: nothing to begin with.
+        # The types of text and image, and the difference between a second picture's and the first's, initially 0.
         types = 0.02 * torch.randn(3, self.width)
         types[SECOND] = 0
         self.types = nn.Parameter(types)
@@ -44,8 +44,9 @@ class JointTransformer(nn.Module):
         nn.init.zeros_(self.pooler.bias)
 
     def widen_start(self) -> None:
-        """Make what a fresh transformer of D < 768 begins with as large, beside its inputs, as ViT-B's: 0.02 is the
-        spread for D = 768, and a narrow one keeps to it only at the price of many steps in which nothing is seen."""
+        """Scale up the initial weights of a transformer with D < 768, so that its layers add as much to their inputs as
+        ViT-B's. The standard deviation of 0.02 is for D = 768; with it a narrow transformer sees nothing for many
+        steps."""
         factor = max(1.0, (768 / self.width) ** 0.5)
         with torch.no_grad():
             for block in self.image.vit.blocks:

@@ -77,14 +77,14 @@ def hard_negatives(
     first: int = 0,
     floor: float = FLOOR,
 ) -> Tensor:
-    """(B, Q) scores -> (B,) for each row the column of a negative, drawn by its softmax, to which ``floor`` is added
-    (BLIP: 1e-4 in pre-training, nothing in fine-tuning for retrieval).
+    """(B, Q) scores -> (B,) for each row the column of a negative, drawn in proportion to the row's softmax plus
+    ``floor`` (BLIP: 1e-4 in pre-training, 0 in fine-tuning for retrieval).
 
     ``positive`` (B, Q) is True where row and column belong together (the same picture): never drawn. The row's own
     column is ``first`` + row.
     """
     scores, lonely = logits.detach().float(), positive.all(1)
-    if not floor:  # the same shares, which no positive can drive to 0, however low the temperature
+    if not floor:  # the same proportions, but no positive can push the others to 0 at a low temperature
         scores = scores.masked_fill(positive & ~lonely[:, None], -torch.inf)
     weights = (F.softmax(scores, 1) + floor).masked_fill(positive, 0)
     if lonely.any():  # a batch whose texts all belong to one picture: any other column then

@@ -19,20 +19,20 @@ MASKED, REPLACED = 0.8, 0.1  # of the chosen tokens, BERT's shares; the rest sta
 def choose_words(
     words: Tensor, share: float, *, whole: bool = True, generator: torch.Generator | None = None
 ) -> Tensor:
-    """(B, T) word numbers -> (B, T) bool: the tokens of ``share`` of each text's words, rounded, and of one at least.
+    """(B, T) word numbers -> (B, T) bool: the tokens of a random ``share`` of each text's words, rounded, at least one.
 
-    ``words`` numbers the words of a text, equal for the pieces of one, and is negative where there is no word (special
-    tokens, padding): never chosen. ``whole=False`` takes every piece for a word of its own.
+    ``words`` has the number of each token's word, the same for all pieces of a word, and is negative where there is no
+    word (special tokens, padding): never chosen. ``whole=False`` takes every piece for a word of its own.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"a share of the words is chosen: above 0 and at most 1, not {share}")
+        raise ValueError(f"the share of words to choose must be above 0 and at most 1, not {share}")
     real, length = words >= 0, words.shape[1]
     if not whole:
         words = torch.where(real, torch.arange(length, device=words.device), words)
     there = torch.zeros(len(words), length + 1, dtype=torch.bool, device=words.device)
     there = there.scatter(1, torch.where(real, words, length), True)[:, :-1]  # (B, T): is there a word of this number
     drawn = torch.rand(there.shape, generator=generator, device=words.device).masked_fill(~there, 2)
-    places = drawn.argsort(1).argsort(1)  # (B, T) of each word in a random order, the absent behind
+    places = drawn.argsort(1).argsort(1)  # (B, T) the place of each word in a random order, absent ones last
     count = (share * there.sum(1, keepdim=True)).round().clamp_min(1)
     chosen = (places < count) & there
     return chosen.gather(1, words.clamp_min(0)) & real
@@ -55,10 +55,10 @@ def corrupt(
 
 
 def swap_pictures(positive: Tensor, share: float, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Whose picture each of B texts gets, (B,) rows, and whether it is a right one, (B,) bool.
+    """(B,) the row whose picture each of B texts gets, and (B,) bool whether it is a right one.
 
-    ``share`` of the texts, rounded down, get another pair's, drawn uniformly among those that are not ``positive``
-    (B, B), True where text and picture belong together. Where all are, the text keeps its own.
+    ``share`` of the texts, rounded down, get another pair's picture, drawn uniformly from those that are not
+    ``positive`` (B, B), True where text and picture belong together. A text for which all are keeps its own.
     """
     own = torch.arange(len(positive), device=positive.device)
     order = torch.rand(len(positive), generator=generator, device=positive.device).argsort()
@@ -70,9 +70,9 @@ def swap_pictures(positive: Tensor, share: float, generator: torch.Generator | N
 
 
 def draw_others(positive: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """(B, R) for each of B rows, the columns of R others, drawn uniformly and none twice among those that are not
-    ``positive`` (B, B), and (B, R) bool whether there is such a one: a row may have fewer than others have, or none.
-    R is ``count``, or what the row with the most has."""
+    """(B, R) for each of B rows, the columns of R others, drawn uniformly without replacement from those that are not
+    ``positive`` (B, B); and (B, R) bool, False where a row has run out of them. R is ``count``, or less if no row has
+    so many."""
     most = int((~positive).sum(1).max())
     drawn = torch.rand(positive.shape, generator=generator, device=positive.device).masked_fill(positive, 2)
     others = drawn.argsort(1)[:, : min(count, most)]  # positives behind all others

@@ -46,9 +46,9 @@ def matching_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """B right pairs, B texts with a wrong image, B images with a wrong text: (3B, L, D), (3B, T) and the mask.
 
-    The wrong ones are drawn from ``pool`` by how well (B, P) its images fit the texts, and its texts the images, with
-    the ``floor`` of `hard_negatives`; never of the same picture, nor a text that says the same (else the hardest
-    negative were the caption itself).
+    The wrong ones are drawn from ``pool`` by `hard_negatives` with this ``floor``, from the scores (B, P) of its images
+    for each text and of its texts for each image; never the same picture nor an equal text (else the hardest negative
+    would be the caption itself).
     """
     mine = slice(pool.first, pool.first + len(text_logits))
     image, tokens, mask, ids = pool.image[mine], pool.tokens[mine], pool.mask[mine], pool.ids[mine]

@@ -54,7 +54,7 @@ def adamw(
     ``warmup_steps`` below 1 is a share of the ``total_steps``. ``head_lr_scale`` multiplies the rate of parameters
     whose names begin with one of ``heads``. Raises ValueError naming the option and its choices.
     """
-    check_number("optimizer.lr", lr, "the highest rate, above 0", low=math.ulp(0.0))
+    check_number("optimizer.lr", lr, "above 0: it is the peak rate", low=math.ulp(0.0))
     warm = round(warmup_steps * total_steps) if 0 < warmup_steps < 1 else int(warmup_steps)
     if warm > total_steps:
         rank_zero_only(print)(
@@ -127,8 +127,9 @@ def rate(
 def depth_scales(names: Iterable[str], layer_decay: float) -> dict[str, float]:
     """For every parameter's name, layer_decay ** (layers above it in its tower).
 
-    A tower is what has ``blocks`` or ``layers``. What enters its first layer lies below all of them, what leaves its
-    last one above; so does everything outside of towers, but words and patches that enter the only one.
+    A tower is a module with ``blocks`` or ``layers``. What enters its first layer counts as below all layers, what
+    leaves its last one as above them. So does everything outside of towers, except the embeddings of words and patches
+    if there is only one tower: they count as below its layers.
     """
     names = list(names)
     depth: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What processes that train together tell each other. Alone, a process hears only itself.
+"""Communication between the processes of a training run; a single process gets its own tensors back.
 
 Shapes: B rows of this process.
 """
@@ -24,7 +24,7 @@ def connected() -> bool:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Nobody is there inside: for what a process tries by itself, perhaps on the CPU, where NCCL reaches nobody."""
+    """Ignore other processes in the body: for a trial of this one alone, perhaps on the CPU, which NCCL cannot use."""
     before = _alone.set(True)
     try:
         yield
@@ -43,7 +43,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_with_gradient(x: Tensor) -> Tensor:
-    """As `gather`, but the gradient finds its way back to the process that ``x`` (B, ...) is of."""
+    """Like `gather`, but gradients flow back to the process that ``x`` (B, ...) comes from."""
     if not connected():
         return x
     return all_gather_tensor_autograd(x.contiguous(), 0, dist.group.WORLD)  # pyright: ignore[reportArgumentType]

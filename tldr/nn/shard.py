@@ -1,7 +1,7 @@
 """Weights, gradients and optimiser divided among processes, a layer at a time: PyTorch's FSDP2 (Zhao et al. 2023, arXiv
 2304.11277) by Lightning.
 
-Every layer of a transformer is gathered when it is run, and what lies outside of them for the whole of a step.
+Each transformer layer is gathered when it runs, and the parameters outside of layers for the whole step.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False, **options)
 
     def setup_environment(self) -> None:
-        """How many processes there are is known by now."""
+        """Set the data parallel size: the number of processes is known by now."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """The values of a parameter, which may be divided among processes; all of them must ask."""
+    """All values of a parameter that may be sharded; every process must call this."""
     found = parameter.detach()
     return found.full_tensor() if isinstance(found, DTensor) else found
 

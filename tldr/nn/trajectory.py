@@ -1,5 +1,5 @@
-"""Matching trajectories: networks whose weights are one vector, steps of gradient descent that can be differentiated,
-and how far they lead from where an expert went.
+"""Trajectory matching: networks whose weights are one vector, differentiable steps of gradient descent, and how far
+these end from where an expert went.
 
 Cazenavette et al. 2022 (arXiv 2203.11932) learn pictures with which a few steps lead as far as an expert's many on real
 data; Wu et al. (TMLR 2024, arXiv 2308.07545, section 3) do it for an image encoder and a text head at once
@@ -27,8 +27,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of unit embeddings (B, D) and (B, D
 
 
 class ConvEncoder(nn.Module):
-    """The encoder usual in dataset distillation: ``depth`` blocks of a 3x3 convolution, a norm of each channel of each
-    picture, ReLU and mean pooling by 2, then one linear layer."""
+    """The usual encoder in dataset distillation: ``depth`` blocks of a 3x3 convolution, an instance norm, ReLU and mean
+    pooling by 2, then one linear layer."""
 
     def __init__(self, *, image_size: int, width: int, depth: int, dim: int) -> None:
         super().__init__()
@@ -46,8 +46,8 @@ class ConvEncoder(nn.Module):
 
 
 class TextHead(nn.Module):
-    """What is trained on a frozen text embedding: linear, GELU, linear, added to the first linear's, LayerNorm. The
-    source's dropout is left out: a student's steps should not depend on draws that its expert did not make."""
+    """The trained head on a frozen text embedding: linear, then GELU and linear as a residual branch, LayerNorm. The
+    published dropout is left out: a student's steps should not depend on draws that its expert did not make."""
 
     def __init__(self, *, width: int, dim: int) -> None:
         super().__init__()
@@ -129,9 +129,8 @@ def low_rank(diagonal: Tensor, left: Tensor, right: Tensor, alpha: float) -> Ten
 
 
 def weighted_bce(logits: Tensor, target: Tensor) -> Tensor:
-    """(B, B) scores and wanted similarities -> the mean binary cross-entropy of the entries wanted above 0.5, and that
-    of the others, halved (LoRS, section 3.3). ``target`` may leave [0, 1]: its entries are weights, linear in the
-    loss."""
+    """(B, B) scores and target similarities -> half the sum of two means of binary cross-entropy: over entries with a
+    target above 0.5, and over the others (LoRS, section 3.3). ``target`` may leave [0, 1]: the loss is linear in it."""
     loss = target * F.softplus(-logits) + (1 - target) * F.softplus(logits)
     own = target.detach() > 0.5
     return (loss[own].sum() / own.sum().clamp_min(1) + loss[~own].sum() / (~own).sum().clamp_min(1)) / 2
@@ -145,8 +144,8 @@ def graded(target: Tensor, temperature: float) -> Loss:
 def step(
     nets: Dual, weights: Weights, images: Tensor, texts: Tensor, rates: Weights, loss: Loss, *, graph: bool
 ) -> tuple[Weights, Tensor]:
-    """One step of plain gradient descent on (B, 3, H, W) and (B, E), and the loss before it. With ``graph`` it can be
-    differentiated by all of them; without, what comes out is detached."""
+    """One step of plain gradient descent on (B, 3, H, W) and (B, E), and the loss before it. With ``graph`` the result
+    is differentiable with respect to all of them; without, it is detached."""
     if not graph:
         weights = Weights(*(one.detach().requires_grad_() for one in weights))
     value = loss(nets.image(weights.image, images), nets.text(weights.text, texts))
@@ -166,8 +165,8 @@ def unroll(
 
 
 def matching_loss(student: Weights, start: Weights, target: Weights) -> Tensor:
-    """The student's squared distance from where the expert went, in those of the expert's own way: of the image
-    encoder and of the text head, added. 2 where the student stayed where it was."""
+    """The student's squared distance from where the expert went, divided by that of ``start``: of image encoder and of
+    text head, summed. 2 if the student has not moved."""
     return torch.stack(
         [(s - t).square().sum() / (b - t).square().sum() for s, b, t in zip(student, start, target, strict=True)]
     ).sum()

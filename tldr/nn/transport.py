@@ -25,9 +25,10 @@ def transport_plan(
 ) -> Tensor:
     """(B, T, L) cost -> (B, T, L) plan: how much of each word goes to each patch. No gradient flows through it.
 
-    Its sums over patches are 1/n for the n words of ``word_mask`` (B, T) bool and over words 1/m for the m patches of
-    ``patch_mask`` (B, L), the former up to the method's convergence, 0 elsewhere. Each proximal step may move the plan
-    by ``beta`` (in units of cost); one Sinkhorn sweep solves it nearly. Rows without a word or a patch have no plan: 0.
+    Summed over patches, it is 1/n for each of the n words of ``word_mask`` (B, T) bool (once the method has converged);
+    summed over words, 1/m for each of the m patches of ``patch_mask`` (B, L); 0 elsewhere. ``beta`` (in units of cost)
+    is how strongly each step is held to the plan before it (the proximal weight); one Sinkhorn sweep nearly solves a
+    step. Without a word or a patch the plan is 0.
     """
     with torch.no_grad(), torch.autocast(cost.device.type, enabled=False):
         both = (word_mask[:, :, None] & patch_mask[:, None, :]).float()  # (B, T, L)

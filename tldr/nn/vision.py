@@ -53,15 +53,16 @@ class ConvStem(nn.Module):
 class ImageEncoder(nn.Module):
     """A timm vision transformer without its head.
 
-    ``backbone`` is a timm model name (``vit_base_patch16_224``), whose sizes are its own; or it takes ``width``,
-    ``depth`` and ``heads``: ``conv_stem`` is the small encoder, ``vit`` any plain vision transformer. Of ``vit``:
-    ``patch_size``, ``mlp_ratio``, ``norm_eps``, ``activation`` (gelu, quick_gelu), ``pre_norm`` (a norm before the
-    first block, as CLIP's), ``class_token`` and ``patch_bias`` (the patch convolution's; None: unless ``pre_norm``).
+    ``backbone`` is the name of a timm model (``vit_base_patch16_224``), which fixes its sizes, or one that needs
+    ``width``, ``depth`` and ``heads``: ``conv_stem``, the small encoder, or ``vit``, any plain vision transformer. Only
+    ``vit`` takes ``patch_size``, ``mlp_ratio``, ``norm_eps``, ``activation`` (gelu, quick_gelu), ``pre_norm`` (a norm
+    before the first block, as in CLIP), ``class_token`` and ``patch_bias`` (a bias of the patch convolution; None:
+    unless ``pre_norm``).
 
-    ``pretrained`` asks timm for its weights (a download). ``mean`` and ``std`` (three numbers) normalise the pictures:
-    CLIP's and BLIP's unless given. ``dropout`` is that of the positions' sum and of the blocks' outputs (ViLT's 0.1).
-    ``resize_mode`` says how pictures become squares before: ``squash``, the whole
-    picture, or ``shortest``, its centre, once the shorter side has ``image_size`` pixels (CLIP's).
+    ``pretrained`` downloads timm's weights. ``mean`` and ``std`` (three numbers) normalise the pictures: CLIP's and
+    BLIP's unless given. ``dropout`` applies after positions are added and to the outputs of blocks (ViLT's is 0.1).
+    ``resize_mode`` says how pictures become squares first: ``squash`` resizes the whole picture, ``shortest`` takes its
+    centre once the shorter side has ``image_size`` pixels (CLIP's).
     """
 
     mean: Tensor

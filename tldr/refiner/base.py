@@ -18,23 +18,23 @@ ORIGINAL, GENERATED = "caption_original", "caption_generated"
 
 
 class Writer(Protocol):
-    """Who writes captions, and says how well a caption fits."""
+    """Writes captions, and says how well a caption fits its picture."""
 
     def write(self, pairs: Pairs) -> list[str]:
         """A caption for each pair's picture."""
         ...
 
     def align(self, pairs: Pairs, scorer: str = MAIN) -> np.ndarray:
-        """(n,) how well each pair's caption fits its picture, as the one who writes says, or another ``scorer``."""
+        """(n,) how well each pair's caption fits its picture, according to the captioner or another ``scorer``."""
         ...
 
 
 def judged(
     subset: Pairs, generated: Sequence[str], writer: Writer, scorer: str = MAIN
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) float32 each: how well the original captions fit, and how well the ``generated`` ones. Where nothing was
-    written the original stands in, so that nobody judges an empty text. Raises ValueError naming the pairs of which the
-    judge says NaN."""
+    """(n,) float32 each: how well the original captions fit, and how well the ``generated`` ones do. Where nothing was
+    generated, the original stands in, so that no empty text is judged. Raises ValueError naming the pairs for which the
+    scorer gives NaN."""
 
     def judge(pairs: Pairs) -> np.ndarray:
         found = np.asarray(writer.align(pairs, scorer), np.float32)
@@ -53,20 +53,20 @@ def better(subset: Pairs, generated: Sequence[str], writer: Writer, margin: floa
 
 
 def check_joiner(joiner: object) -> None:
-    """Raises ValueError for what is no text."""
+    """Raises ValueError unless ``joiner`` is a string."""
     if not isinstance(joiner, str):
-        raise ValueError(f"refiner.joiner={joiner!r}; a text between the two captions, such as '; '")
+        raise ValueError(f"refiner.joiner={joiner!r} must be a text to put between the two captions, such as '; '")
 
 
 def check_margin(margin: float) -> None:
-    """Raises ValueError for what is no number."""
-    check_number("refiner.margin", margin, "how much better the generated caption must fit, in nats", low=-math.inf)
+    """Raises ValueError unless ``margin`` is a number."""
+    check_number("refiner.margin", margin, "a number of nats by which the generated caption must lead", low=-math.inf)
 
 
 class Refiner(ABC):
-    """A subclass defines `refine`. ``writes`` False: captions stay as they are. ``needs_writer`` False: no captioner is
-    needed. ``needs``: the signals of other scorers that it judges by (``blip.alignment``), as selectors name them.
-    ``device``, as the task's ``device=`` has it: where a model of its own computes."""
+    """A subclass defines `refine`. ``writes=False``: captions stay as they are. ``needs_writer=False``: no captioner is
+    needed. ``needs``: the signals of other scorers that it judges by (``blip.alignment``), named as selectors do.
+    ``device``, the task's ``device=``: where a model of its own runs."""
 
     writes: bool = True
     needs_writer: bool = True

@@ -1,7 +1,7 @@
 """Of the original and the generated caption, the one that fits the picture better.
 
-A captioner prefers its own words, also to good originals: ``margin`` (nats, for alignments of a captioner) is what the
-generated caption must be ahead.
+A captioner prefers its own words, even to good originals, so the generated caption must be ahead by ``margin`` (in
+nats, for alignments of a captioner).
 """
 
 from __future__ import annotations

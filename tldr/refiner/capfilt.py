@@ -1,17 +1,18 @@
 """CapFilt (Li et al. 2022, arXiv 2201.12086, section 4.2): a captioner writes a text for each picture, and a filter
 drops the texts, found or written, that it judges not to match.
 
-There captioner and filter are one BLIP, fine-tuned twice on COCO, and what passes trains a new model: a picture both of
-whose texts pass counts as two pairs, and one neither of whose texts passes is gone. Here a selector has already decided
-which pairs are kept and how many, so the pairs stay the same pairs, and their texts change:
+In the paper, captioner and filter are one BLIP, fine-tuned twice on COCO, and a new model is trained on what passes: a
+picture with two texts that pass counts as two pairs, and one with none is dropped. Here a selector has already decided
+which pairs are kept and how many, so the pairs stay the same, and only their texts change:
 
     both pass    ``both`` says which is the caption; all that passed are in the column ``captions_kept``
     one passes   it is the caption
     none passes  the better one is the caption, and the column ``capfilt`` says so
 
-The filter is the log-odds of a BLIP's matching head, log p(match) - log p(no match), which BLIP cuts at 0 (what is more
-likely); or the alignment of the captioner itself, in nats. A filter that shares its weights with the captioner likes
-what it wrote and lets noise pass (table 4 there: it drops 8 % of the texts, a filter of its own 25 %).
+The filter is the log-odds of a BLIP's matching head, log p(match) - log p(no match), which BLIP cuts at 0 (whichever is
+more likely); or the alignment of the captioner itself, in nats. A filter that shares its weights with the captioner
+favours the captioner's texts and lets noise pass (the paper's table 4: it drops 8 % of the texts, a separate filter 25
+%).
 
 Shapes: n pairs of the subset.
 """

@@ -1,14 +1,14 @@
-"""Paragraphs by a dense captioner of the user's, any image-to-text checkpoint that ``transformers`` opens, beside or
-instead of the captions.
+"""Paragraphs by a dense captioner of the user's choice, any image-to-text checkpoint that ``transformers`` opens, in
+addition to the captions or instead of them.
 
 Re-captioning of web pairs by a larger model that describes at length, as in ShareGPT4V (Chen et al. 2023, arXiv
-2311.12793) and Recap-DataComp-1B (Li et al. 2024, arXiv 2406.08478). Such models write for seconds on each picture:
-what was written is kept on disk, and a run that was killed goes on after the last part that was whole,
+2311.12793) and Recap-DataComp-1B (Li et al. 2024, arXiv 2406.08478). Such models need seconds for each picture, so what
+they write is kept on disk, and a killed run resumes after the last complete part:
 
     <folder>/<hash of checkpoint, prompt and settings>/part-00000.parquet, ...     picture, text
 
-where a picture is named by the digest of its bytes (of pools read with ``verify=decode``: another selection or another
-pool finds it again), else by pool, root and locator. A picture of several captions is described once.
+A picture is known by the digest of its bytes (in pools read with ``verify=decode``: another selection or another pool
+finds it again), else by pool, root and locator. A picture with several captions is described once.
 
 Shapes: n pairs of the subset.
 """

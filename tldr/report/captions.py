@@ -31,7 +31,7 @@ class CaptionTable(L.Callback):
     had not happened: the random state and the modules' modes are put back."""
 
     def __init__(self, *, every_n_steps: int, count: int = 16, strategy: str = "greedy") -> None:
-        meaning = "steps between tables of captions, a whole number from 1; 0: none"
+        meaning = "a whole number of steps between tables of captions, or 0 for none"
         check_number("caption_table_every", every_n_steps, meaning, low=0, whole=True)
         self.every_n_steps, self.count, self.strategy = every_n_steps, count, strategy
         self._logged = 0  # the step of the last table: with accumulated gradients, several batches share a step

@@ -1,4 +1,4 @@
-"""Subsets of one pool side by side: what a model learns from each, and what of the planted diseases is left in it.
+"""Subsets of one pool side by side: what a model learns from each, and what of the planted noise is left in it.
 
 A row is a mapping with ``name`` and, as far as known, ``pairs``, ``steps``, ``seconds``, ``tr@1`` and ``ir@1`` (per
 cent), ``mismatched`` and ``duplicates`` (shares of the pairs).
@@ -59,7 +59,7 @@ def _cells(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def comparison_figure(rows: Sequence[Row], path: Path, *, title: str) -> Path:
-    """Draw the rows to ``path`` (PNG): recall as bars, beside it the planted diseases where the rows know them."""
+    """Draw the rows to ``path`` (PNG): recall as bars, beside it the planted noise where the rows know it."""
     known = all("mismatched" in row and "duplicates" in row for row in rows)
     height = 1.75 + 0.82 * len(rows)
     figure = Figure(figsize=(10.4, height), facecolor="white")

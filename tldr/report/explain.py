@@ -26,8 +26,8 @@ def explained(folder: str | Path, uids: str | Sequence[str], *, cache: str | Pat
     """A paragraph for each of ``uids`` of the selection in ``folder``; ``cache`` holds the pool that it was made from.
     The name of a picture, or a sample's key in a shard, stands for the pairs that have it.
 
-    Raises ValueError where there is no finished selection, or for a uid that is neither in its pool nor quarantined,
-    with those most like it."""
+    Raises ValueError where there is no finished selection, and, suggesting similar uids, for one that is neither in its
+    pool nor in quarantine."""
     folder = Path(folder)
     file = folder / "decisions.parquet"
     if not file.is_file():

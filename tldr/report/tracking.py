@@ -54,8 +54,8 @@ def csv_logger(*, save_dir: str | Path, **_: Any) -> Logger:
 
 
 def begin(logger: Callable[..., Logger], *, name: str, group: str, resume: bool = False, **options: Any) -> Logger:
-    """A run of this ``name``, in its own ``group`` or in this one. With ``resume``, that of the last time in
-    ``save_dir`` goes on, where W&B has it: what is offline cannot be added to, and becomes a run of its own."""
+    """Begin a run of this ``name``, in the logger's own ``group`` or else in this one. With ``resume``, continue the
+    last run in ``save_dir`` if W&B has it; an offline run cannot be continued, so a new one begins."""
     given, file = getattr(logger, "keywords", {}), Path(options["save_dir"]) / f"wandb-{options.get('job_type')}.json"
     if given.get("group") is None:
         options["group"] = group
@@ -148,7 +148,7 @@ def log_selection(
             panels[f"{where}/{name}"] = wandb.Histogram(np_histogram=np.histogram(values[rows], edges))
             run.summary[f"{where}/{name}_mean"] = float(values[rows].mean())
     for where, rows in parts.items():
-        run.summary.update({f"{where}/{disease}": share for disease, share in planted(pool, rows).items()})
+        run.summary.update({f"{where}/{kind}": share for kind, share in planted(pool, rows).items()})
     run.summary.update({f"selection/{name}": value for name, value in facts.items()})
     run.log({**panels, "pairs": _examples(made, examples, seed)})
 

@@ -1,7 +1,7 @@
-"""What a selector is: it keeps exactly ``keep`` pairs of a pool, and has a reason for every pair, kept or dropped.
+"""What a selector is: it keeps exactly ``keep`` pairs of a pool, and gives a reason for every pair, kept or dropped.
 
 It is deterministic in ``seed`` and, the pool being canonical, independent of the order in which the pairs were found.
-It sees no ``truth_`` column. A `Maker` comes by the same door, but makes new pairs (dataset distillation).
+It sees no ``truth_`` column. A `Maker` has the same interface, but makes new pairs (dataset distillation).
 
 Shapes: N pairs of the pool, n = keep.
 """
@@ -31,7 +31,8 @@ def at_least(low: float, /, **options: float) -> None:
 
 
 def counts(low: int, /, **options: int) -> None:
-    """The same of ``options`` that are whole numbers."""
+    """Raises ValueError naming the first of a selector's ``options`` that is not a whole number, or is below
+    ``low``."""
     for name, value in options.items():
         if not is_number(value, whole=True):
             raise ValueError(f"selector.{name}={value!r} must be a whole number")
@@ -39,22 +40,22 @@ def counts(low: int, /, **options: int) -> None:
 
 
 def above_zero(**options: float) -> None:
-    """Raises ValueError naming the first of a selector's ``options`` that is no finite number above 0."""
+    """Raises ValueError naming the first of a selector's ``options`` that is not a finite number above 0."""
     for name, value in options.items():
         if not is_number(value) or not 0 < float(value) < math.inf:
             raise ValueError(f"selector.{name}={value!r} must be above 0, and finite")
 
 
 def inside(meaning: str, /, *, low: float = 0.0, high: float = 1.0, above: bool = False, **options: float) -> None:
-    """Raises ValueError with the ``meaning`` of the first of a selector's ``options`` that is no number from ``low``,
-    or ``above`` it, to ``high``."""
+    """Raises ValueError, giving its ``meaning``, for the first of a selector's ``options`` that is not a number from
+    ``low`` (with ``above``: above ``low``) to ``high``."""
     for name, value in options.items():
         if not is_number(value) or not low <= float(value) <= high or (above and value == low):
             raise ValueError(f"selector.{name}={value!r}: {meaning}, inside {'(' if above else '['}{low:g}, {high:g}]")
 
 
 def one_of(choices: Iterable[str], **options: str) -> None:
-    """Raises ValueError naming the first of a selector's ``options`` that is none of ``choices``."""
+    """Raises ValueError naming the first of a selector's ``options`` that is not one of ``choices``."""
     known = tuple(choices)
     for name, value in options.items():
         if value not in known:
@@ -63,9 +64,9 @@ def one_of(choices: Iterable[str], **options: str) -> None:
 
 @dataclass(frozen=True)
 class Selection:
-    """``rows`` (n,) of the pool, sorted; ``reasons``, N of them in words; ``scores``, each (N,), behind them, such as
-    ``cluster`` and ``alignment``. ``merit`` (N,), where the method has one: of any number to keep, it keeps the
-    `best` by it."""
+    """The kept ``rows`` (n,) of the pool, sorted; N ``reasons``, in words; and the ``scores`` behind them, each (N,),
+    such as ``cluster`` and ``alignment``. ``merit`` (N,), for methods that rank the pool: however many pairs are to be
+    kept, they are the `best` by ``merit``."""
 
     rows: np.ndarray
     reasons: list[str]
@@ -111,9 +112,9 @@ class Method:
         """Before any signal is computed: raises ValueError, naming the override to add, where ``pool`` or the
         configuration lacks what the method needs (a target set, labels)."""
         if self.needs_target and (self.target is None or isinstance(self.target, str)):
-            told = "" if self.target is None else f"selector.target={self.target} is a name alone: "
+            told = "" if self.target is None else f"selector.target={self.target} is only a name: "
             raise ValueError(
-                f"{told}{type(self).__name__} chooses for a target set; name its data: +data@selector.target=flickr8k "
+                f"{told}{type(self).__name__} needs a target set; give its data: +data@selector.target=flickr8k "
                 "selector.target.root=..."
             )
 
@@ -197,10 +198,9 @@ class Maker(Method, ABC):
 
 
 class Combination(Selector, ABC):
-    """A selector made of others, the ``steps``, at least one. It needs what they need. Their ``names``, by which
-    reasons and scores tell of them, are those of their files where none are given. One ``target`` serves all of them.
-    Raises ValueError for steps that make pairs, that name a target set of their own, or that want one scorer to be
-    different things."""
+    """A selector made of others, the ``steps`` (at least one). It needs what they need. ``names`` are what reasons and
+    scores call the steps; by default, the names of their files. One ``target`` serves all of them. Raises ValueError
+    for steps that make pairs, that have a target set of their own, or that need one scorer with different options."""
 
     def __init__(self, *, steps: Sequence[Selector], names: Sequence[str] | None = None, target: Any = None) -> None:
         for step in steps:

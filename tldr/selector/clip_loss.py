@@ -3,10 +3,10 @@ and caption score with others.
 
     s_ii - T/2 [log sum_j exp(s_ij / T) + log sum_j exp(s_ji / T)]
 
-over the j of a random batch, its own i with them, in the mean over several divisions of the pool into batches. A
-caption that fits every picture has a high score with all of them and loses it here. T is the one at which OpenAI's
-CLIP ended, and the batch is its; a CLIP that is trained here for a few hundred steps ends at 0.06 to 0.08, and even of
-its scores 0.01 tells wrong captions better: at 0.0765 the AUC of thirteen of them was 0.005 to 0.02 lower.
+over the j of a random batch that contains i, averaged over several random divisions of the pool into batches. A caption
+that fits every picture scores high with all of them and loses that here. T is the temperature at which OpenAI's CLIP
+ended, and the batch size is also OpenAI's. A CLIP trained here for a few hundred steps ends at 0.06 to 0.08, but even
+then T = 0.01 detects wrong captions better: at 0.0765 the AUC of thirteen such CLIPs was 0.005 to 0.02 lower.
 
 Shapes: N pairs, B of a batch, E width of the embedding.
 """

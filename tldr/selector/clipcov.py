@@ -11,10 +11,10 @@ of class V is worth given the pairs S already picked of it, as the released note
     - sum over j in S of c_j / |V|                    every pick makes the class as a whole less wanted; c_j: the first
                                                       line of j with S empty, and half of its centrality
 
-Departures: the notebook's classes are the names of ImageNet by zero-shot, ours are clusters of picture and caption
-together, and the class in the third line is the mean of its captions; it refreshes after each 200 picks, taking the
-last line off again for all picks so far, where we refresh after each and take it off once. Worth only falls inside a
-class, so classes are ordered one by one and merged.
+Departures: the notebook's classes are the names of ImageNet, assigned by zero-shot classification; ours are clusters of
+picture and caption together, and the class in the third line is the mean of its captions. The notebook refreshes after
+every 200 picks, subtracting the last line again for all picks so far; we refresh after every pick and subtract it once.
+Worth only falls inside a class, so classes are ordered one by one and merged.
 
 Shapes: N pairs, n of a class, E width.
 """

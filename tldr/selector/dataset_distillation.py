@@ -1,14 +1,14 @@
 """Dataset distillation (Wang et al. 2018, arXiv 1811.10959): new pictures, and a step size for each step on them, with
 which a few steps of training make a network good at the pool's labels.
 
-T steps see the same number of learned pictures of every class, in ``passes`` over all of them; the loss of the network
-after the last, on a batch of real pictures, is differentiated through all steps (`tldr.nn.distillation`). The network
-begins anew for every batch (``init="random"``), or always from the same weights (``fixed``: better for these, worth
-nothing for others). The pictures' labels do not change.
+Each of the T steps sees the same number of learned pictures of every class, and there are ``passes`` over all steps;
+the loss of the network after the last step, on a batch of real pictures, is differentiated through all of them
+(`tldr.nn.distillation`). The network is initialised anew for every batch (``init="random"``), or always with the same
+weights (``fixed``: better for these, worth nothing for others). The pictures' labels do not change.
 
-What is made are pairs like any others: a PNG, a caption, and columns with the label, the ``step`` (from 0) and the
-``step_size`` in each pass. What the PNG rounds off, and the fixed weights, are in ``distilled.npz`` beside
-(`tldr.nn.distillation.Distilled`), its rows those of the pairs.
+The made pairs are like any others: a PNG, a caption, and columns with the label, the ``step`` (from 0) and the
+``step_size`` in each pass. The unrounded pictures, and the fixed weights, are in ``distilled.npz`` beside them
+(`tldr.nn.distillation.Distilled`), in the order of the pairs.
 
 Shapes: N pairs of the pool, n made, C classes, T steps, B pictures of a step.
 """
@@ -39,12 +39,12 @@ INITS = ("random", "fixed")
 
 
 class DatasetDistillation(Maker):
-    """``labels`` is the pool's column of them. ``network`` is one of `NETWORKS`, of ``width`` channels, null: as many
-    as the source's. There are at most ``steps`` steps: the most that share the pictures of a class evenly.
-    ``step_size`` is where those of all steps begin; ``lr`` is Adam's, for pictures and step sizes (before a
-    softplus), halved after each tenth of the ``iterations``. An iteration averages over ``networks`` beginnings and
-    sees ``batch_size`` real pictures. ``caption`` is a template such as ``a photo of a {class}``, null: the one that
-    the class has most often in the pool. ``remember=False`` saves memory and costs time (`unroll`)."""
+    """``labels`` is the pool's column of labels. ``network`` is one of `NETWORKS`, of ``width`` channels (None: as many
+    as the source's). There are at most ``steps`` steps: the most that share the pictures of a class evenly.
+    ``step_size`` is the initial size of all steps; ``lr`` is Adam's rate, for pictures and step sizes (before a
+    softplus), halved after each tenth of the ``iterations``. An iteration averages over ``networks`` initialisations
+    and sees ``batch_size`` real pictures. ``caption`` is a template such as ``a photo of a {class}``, None: the most
+    frequent caption of the class in the pool. ``remember=False`` saves memory and costs time (`unroll`)."""
 
     def __init__(
         self,

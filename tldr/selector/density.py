@@ -5,8 +5,8 @@ ones times that of its pairs to the centroid; their softmax at temperature tau s
 should have. Some have fewer pairs than that, and none should have too few: the quotas solve the source's quadratic
 programme, least squares to those shares within a minimum (half of an equal share) and the size of the cluster. Inside a
 cluster the ``hard`` are kept, far from the centroid. The source deduplicates first (its 440M pairs to 277M), because
-duplicates would make the densest clusters; so do we, to the share ``dedup``. Who keeps that share or more
-leaves the clusters nothing to decide.
+duplicates would make the densest clusters; so do we, to the share ``dedup``. If as many pairs or more are to be kept,
+the clusters have nothing to decide.
 
 Its best embedding is that of a distilled DINOv2 (ViT-L/14); ours, of pictures too, is the ``clip`` scorer's.
 

@@ -1,11 +1,11 @@
 """Herding (Welling 2009): the kept pairs have the mean of all.
 
-With mean mu, the next kept is the x that maximises <w, x>, then w grows by mu - x, from w = mu: it makes up for where
-the kept ones have drifted, and their mean nears mu as 1 / n, faster than that of a draw. Without replacement, as in
-iCaRL (Rebuffi et al. 2017). Over N pairs it costs N * keep products, so pools of more than ``rows_per_cluster`` pairs
-are divided by k-means; every part keeps its share and matches its own mean, and with them that of the pool is matched.
-Equal pictures cannot be divided: 40,000 in one part took 8 s, ten times as many would take a hundred times as long
-(take one of each first: ``selector=chain selector.steps=[semdedup,herding]``).
+With mean mu, the next pair kept is the x that maximises <w, x>; then w grows by mu - x, starting from w = mu. This
+makes up for the drift of the pairs kept so far, and their mean approaches mu as 1 / n, faster than that of a random
+draw. Without replacement, as in iCaRL (Rebuffi et al. 2017). Over N pairs it costs N * keep products, so pools of more
+than ``rows_per_cluster`` pairs are divided by k-means; every part keeps its share and matches its own mean, and
+together they match the pool's. Equal pictures cannot be divided: 40,000 in one part took 8 s, ten times as many would
+take a hundred times as long (deduplicate first: ``selector=chain selector.steps=[semdedup,herding]``).
 
 Shapes: N pairs.
 """

@@ -1,10 +1,11 @@
 """DataComp's image-based filter (Gadre et al. 2023, arXiv 2304.14108, section 5 and its code): cluster the pictures of
-the pool; keep the clusters that are nearest to some picture of a target set, there ImageNet's. Captions of more than
-one word and 5 characters, there English too (here with ``language=en``), are asked for first, and clusters are learned
-from such pairs.
+the pool, and keep the clusters that are nearest to some picture of a target set (DataComp's is ImageNet). Captions must
+also have more than one word and 5 characters, and be English in DataComp (here with ``language=en``); clusters are
+learned from such pairs.
 
-A filter keeps what it keeps: where that is more than wanted, a draw or a ``score`` chooses; where it is less, pairs of
-the clusters next in similarity to a target picture are taken back, then those whose captions break the fewest rules.
+A filter decides itself how many pairs pass: if more than wanted, a random draw or a ``score`` chooses among them; if
+fewer, pairs of the clusters next in similarity to a target picture are taken back, then those whose captions break the
+fewest rules.
 
 Shapes: N pairs of the pool, M of the target, K clusters.
 """
@@ -91,15 +92,16 @@ class ImageFilter(Selector):
         kept[order[:keep]] = True
         passes = (broken == 0) & (shown[label] > 0)
         passed, last, uids = int(passes.sum()), merit[order[keep - 1]], target.pairs.uids.to_pylist()
-        back = f"; taken back, {passed} that pass are fewer than {keep}"
+        back = f"; taken back, as only {passed} pass and {keep} are kept"
         reasons = []
         for row, cluster in enumerate(label):
             if shown[cluster]:
-                verdict = f"cluster {cluster} is nearest to {shown[cluster]} of the target's pictures"
+                verdict = f"cluster {cluster} is the nearest to {shown[cluster]} of the target's pictures"
             else:
                 uid = uids[nearest[cluster, 0]]
                 verdict = (
-                    f"cluster {cluster} is nearest to no picture of the target, {cosine[cluster, 0]:.3g} like {uid}"
+                    f"cluster {cluster} is not the nearest to any target picture; similarity {cosine[cluster, 0]:.3g} "
+                    f"to the closest, {uid}"
                 )
             if passes[row]:
                 verdict += f"; {what} {merit[row]:.3g}, cut at {last:.3g}, {passed} pass" if passed > keep else ""

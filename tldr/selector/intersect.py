@@ -2,10 +2,10 @@
 2023, arXiv 2304.14108, section 5).
 
 Every step keeps its best m of the pool, with the smallest m for which at least ``keep`` pairs are kept by all of them
-(`Intersect`) or by any (`Union`). m is found by bisection: a step that ranks the pool is run twice for it, for its
-merit and for its reasons at m, any other some log2(N) times. It is the smallest where a step that keeps more keeps all
-that it kept before, as by a score; else it is a number that does where one less does not. Pairs beyond ``keep`` are
-dropped again: those that m - 1 would not give, the last by uid first.
+(`Intersect`) or by any (`Union`). m is found by bisection. A step that ranks the pool is run twice: for its merit, and
+for its reasons at m; any other about log2(N) times. m is the smallest if a step that keeps more also keeps all that it
+kept before, as with a score; else it is an m that is enough where m - 1 is not. If there are more than ``keep`` pairs,
+those that m - 1 would not give are dropped again, the last by uid first.
 
 Shapes: N pairs of the pool, S steps.
 """

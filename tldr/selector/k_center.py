@@ -1,11 +1,11 @@
 """k-center (Sener & Savarese 2018, arXiv 1708.00489, algorithm 1): keep pairs so that every other has one close by.
 
-Farthest-first: the next kept is the one farthest from all kept. In Euclidean distance, by which the order is the same,
-the radius is at most twice the best possible, in cosine distance four times; inside one part. Over N pairs
-that costs N * keep comparisons, so pools of more than ``rows_per_cluster`` pairs are divided by k-means, and the search
-runs in every part, from its most central pair to its last. The distance at which a pair is picked, its radius, only
-falls; the ``keep`` pairs with the largest radii of all parts are kept, so that all parts are covered to the same radius
-and wide ones get more. What a pair just across a border covers is not seen.
+Farthest-first: the next pair kept is the one farthest from all pairs kept so far. In Euclidean distance, which gives
+the same order, the radius is at most twice the best possible, in cosine distance four times; inside one part. Over N
+pairs that costs N * keep comparisons, so pools of more than ``rows_per_cluster`` pairs are divided by k-means, and the
+search runs in every part, from its most central pair to its last. The distance at which a pair is picked, its radius,
+only falls; the ``keep`` pairs with the largest radii of all parts are kept, so that all parts are covered to the same
+radius and wide ones get more. That a pair may also cover others across the border of its part is not considered.
 
 Shapes: N pairs.
 """
@@ -24,7 +24,8 @@ EQUAL = 1e-6  # a distance that rounding makes
 
 
 class KCenter(Selector):
-    """Distances are cosine over ``embedding``; parts have ``rows_per_cluster`` pairs on average, fewer pools one."""
+    """Distances are cosine over ``embedding``; parts have ``rows_per_cluster`` pairs on average, small pools one
+    part."""
 
     def __init__(self, *, rows_per_cluster: int = 2000, embedding: str = "clip.embedding") -> None:
         counts(1, rows_per_cluster=rows_per_cluster)

@@ -1,14 +1,14 @@
 """MetaCLIP (Xu et al. 2023, arXiv 2309.16671, section 3 and algorithm 1): balance the pool over what captions speak of.
 
-Entries, words and phrases, are looked for in the captions (`tldr.data.phrases`). An entry of c_e captions fires with
-p_e = t / max(c_e, t) in each of them, so that about t of its captions are kept for its sake, and all of a rarer one's.
-A pair is kept if any of its entries fires:
+Entries, words and phrases, are looked for in the captions (`tldr.data.phrases`). An entry found in c_e captions fires
+in each of them with probability p_e = t / max(c_e, t), so that about t of its captions are kept for its sake, and all
+of those of a rarer entry. A pair is kept if any of its entries fires:
 
     P = 1 - prod_e (1 - p_e)
 
-A pair without entry is not. The source has 500,000 entries (WordNet, words, bigrams and titles of Wikipedia) and
-t = 20,000, which leaves 400M pairs; here t is such that the expected number of pairs is the one to keep, and Pareto
-sampling (Rosen 1997) keeps exactly so many, each with a probability that is P but for what exactness costs.
+A pair without an entry is not kept. The source has 500,000 entries (WordNet, words, bigrams and titles of Wikipedia)
+and t = 20,000, which leaves 400M pairs; here t is such that the expected number of pairs is the one to keep, and Pareto
+sampling (Rosen 1997) keeps exactly that many, each with probability P, but for a small deviation that exactness costs.
 
 Without a list, entries come from the captions as the source takes them from Wikipedia: words that are frequent enough,
 and bigrams that occur together more often than chance has it.
@@ -35,10 +35,10 @@ from tldr.signal.store import Signals
 class MetaCLIP(Selector):
     """``entries``: words and phrases, or a file of them, one a line or a JSON list; None: learned from the captions.
 
-    Learned are words in ``min_count`` places at least (the source's number for Wikipedia), but no more than one for
-    ``rows_per_count`` pairs (2 at least); and bigrams as frequent whose normalised pointwise mutual information (1:
-    never one without the other, 0: as by chance) is ``npmi`` at least. The source asks for 30 bits, which only a
-    corpus of Wikipedia's size can reach."""
+    Learned are words that occur ``min_count`` times (the source's number for Wikipedia), or once in ``rows_per_count``
+    pairs if that is less, but at least twice; and equally frequent bigrams whose normalised pointwise mutual
+    information (1: never one without the other, 0: as by chance) is at least ``npmi``. The source asks for 30 bits,
+    which only a corpus of Wikipedia's size can reach."""
 
     def __init__(
         self,

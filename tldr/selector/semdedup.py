@@ -2,9 +2,9 @@
 
 Image embeddings are clustered by spherical k-means; inside a cluster the pairs are sorted by their similarity to the
 centroid, and one is a duplicate if its similarity to any before it exceeds 1 - epsilon. The source fixes epsilon and
-takes what remains; here ``keep`` decides, and the most similar are dropped first, so that the epsilon reached follows.
-A fixed ``epsilon`` is made to meet ``keep``: too many remain, and they are drawn from; too few, and the least similar
-duplicates come back. Pictures with several captions are duplicates of themselves.
+takes what remains; here ``keep`` decides: the most similar are dropped first, and the epsilon reached follows. With a
+fixed ``epsilon`` and too many pairs left, ``keep`` of them are drawn; with too few, the least similar duplicates come
+back. Pairs that share a picture are duplicates of each other.
 
 Shapes: N pairs.
 """
@@ -66,7 +66,7 @@ class SemDeDup(Selector):
 
 
 def _by_count(similarity: np.ndarray, keep: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Who is kept (N,) where the most similar go first, why, and who is a duplicate."""
+    """Which pairs are kept (N,) if the most similar are dropped first, why, and which are duplicates."""
     kept = np.zeros(len(similarity), bool)
     kept[best(-similarity, keep)[0]] = True
     if kept.all():
@@ -79,20 +79,20 @@ def _by_count(similarity: np.ndarray, keep: int) -> tuple[np.ndarray, list[str],
 def _by_epsilon(
     similarity: np.ndarray, keep: int, epsilon: float, seed: int
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """The same where ``epsilon`` says who is a duplicate."""
+    """The same where ``epsilon`` says which pairs are duplicates."""
     duplicate = similarity > 1 - epsilon
     alone = len(similarity) - int(duplicate.sum())
-    # All draws are below 1, the least similarity is -1: those who are no duplicates come first, in the order drawn. Not
-    # the draw that said who of a group goes first (`Duplicates.find`): who has won that would lose this.
+    # Pairs that are not duplicates come first, in random order: their draws are at least 0, those of duplicates at most
+    # -1. The draw that orders each group (`Duplicates.find`) cannot be reused: whichever pair won it would lose here.
     draw = np.where(duplicate, -2 - similarity, np.random.default_rng((seed, 1)).random(len(similarity)))
     rows, cut = best(draw, keep)
     kept = np.zeros(len(similarity), bool)
     kept[rows] = True
     told = f"epsilon {epsilon:g}"
     if keep <= alone:
-        other = f"drawn, {keep} of {alone} without duplicate" if keep < alone else "no duplicate"
-        verdicts = {True: f"{told}: {other}", False: f"{told}: not drawn, {keep} of {alone} without duplicate are"}
+        other = f"drawn, {keep} of {alone} non-duplicates" if keep < alone else "no duplicate"
+        verdicts = {True: f"{told}: {other}", False: f"{told}: not drawn, {keep} of {alone} non-duplicates are"}
         return kept, [told if d else verdicts[bool(k)] for d, k in zip(duplicate, kept, strict=True)], duplicate
-    back = f"{told}: taken back, {alone} without duplicate are fewer than {keep}; cut at {-2 - cut:.4g}"
+    back = f"{told}: taken back, as only {alone} are not duplicates and {keep} are kept; cut at {-2 - cut:.4g}"
     verdict = [f"{told}: no duplicate" if not d else back if k else told for d, k in zip(duplicate, kept, strict=True)]
     return kept, verdict, duplicate

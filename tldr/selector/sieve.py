@@ -2,10 +2,9 @@
 the picture.
 
 The source's captioner was trained on cleaner data than the pool. Ours is the main scorer: give it as ``checkpoint=``,
-else it is trained on the noisy pool itself. It draws several captions; the score is the highest similarity of one to
-the caption that was found. Phrases that speak of the medium (*a photo of*) are taken out of both first, at the borders
-of words. The score may be fused with the CLIP score, each brought to [0, 1] by its lowest and highest value in the
-pool.
+else it is trained on the noisy pool itself. It draws several captions; the score is the highest similarity of any of
+them to the pair's own caption. Phrases about the medium (*a photo of*) are removed from both first, at word boundaries.
+The score may be combined with the CLIP score, each scaled to [0, 1] by its lowest and highest value in the pool.
 
 Similarity is the cosine of a sentence encoder's embeddings; the source has all-MiniLM-L6-v2 (mean of the tokens).
 Without one it is that of TF-IDF vectors of words and bigrams, which sees the same words and no synonyms.
@@ -35,23 +34,23 @@ MEDIUM = ("an image of", "a photo of", "stock photo", "photo stock", "a photo", 
 
 
 class Writer(Protocol):
-    """Who writes captions: the task's captioner."""
+    """Writes captions: the task's captioner."""
 
     def write(self, pairs: Pairs, *, draw: int = 0) -> list[str]:
-        """A caption for each pair's picture, another for another ``draw``."""
+        """A caption for each pair's picture; another ``draw`` may give other captions."""
         ...
 
     @property
     def varies(self) -> bool:
-        """Are they others? Not those of a beam."""
+        """Does another ``draw`` give other captions? Not with beam search."""
         ...
 
 
 class Sieve(Selector):
-    """``draws`` captions of the main scorer for every pair, or those of the pool's column ``captions``, one or a list
-    each; ``sentence_encoder``: a transformers checkpoint, folder or id (None: TF-IDF); ``batch_size`` of its texts;
-    ``medium``: phrases taken out (None: the source's); ``clip_weight``: of the CLIP score of ``scorer`` in the sum,
-    inside [0, 1]; the source has 0 and 0.5."""
+    """``draws`` captions of the main scorer for every pair, or those in the pool's column ``captions``, one or a list
+    each; ``sentence_encoder``: a transformers checkpoint, folder or id (None: TF-IDF), which reads ``batch_size`` texts
+    at once; ``medium``: phrases to remove (None: the source's); ``clip_weight``, in [0, 1]: the weight in the sum of
+    the CLIP score of ``scorer``; the source has 0 and 0.5."""
 
     def __init__(
         self,
@@ -174,9 +173,9 @@ def scaled(values: np.ndarray) -> np.ndarray:
 
 
 def tf_idf(found: pa.Array, text: pa.Array, row: np.ndarray) -> np.ndarray:
-    """(n,) cosine of each ``text`` (n,) and the caption ``found`` (N,) at its ``row`` (n,), by words and bigrams: their
-    number, times log((1 + N) / (1 + df)) + 1 for the df captions found that have them. Of a few texts at a time: what
-    is known of all is how often a word or bigram was found."""
+    """(n,) cosine of each ``text`` (n,) with the caption ``found`` (N,) at its ``row`` (n,), over words and bigrams:
+    their counts, times log((1 + N) / (1 + df)) + 1 if df of the captions have them. Texts are compared a few at a time;
+    only the document frequencies are known for all."""
     counts = Frequencies(found)
     blocks = [slice(start, start + CAPTIONS) for start in range(0, len(row), CAPTIONS)]
     cosines = [counts.cosine(found.take(pa.array(row[block])), text[block]) for block in blocks]
@@ -184,7 +183,7 @@ def tf_idf(found: pa.Array, text: pa.Array, row: np.ndarray) -> np.ndarray:
 
 
 class Frequencies:
-    """How many of N ``texts`` have each word and each bigram."""
+    """Document frequencies: how many of N ``texts`` have each word and each bigram."""
 
     def __init__(self, texts: pa.Array) -> None:
         self.texts, blocks = len(texts), [block for _, block in parts(pa.chunked_array([texts]))]

@@ -1,13 +1,12 @@
 """DataComp's filters by text (Gadre et al. 2023, arXiv 2304.14108, section 5 and its code).
 
-    basic       English, more than 2 words and 5 characters, a shorter side of 200 pixels, sides as 3 to 1 at most
+    basic       English, more than 2 words and 5 characters, shorter side at least 200 pixels, aspect ratio at most 3
     text-based  English, and some word of the caption is in a vocabulary, there the names of ImageNet-21K
 
-The first needs no list and is the default, but that any language passes without ``language=en``; a ``vocabulary`` adds
-the second's rule. There, WordNet finds a word's first
-meaning; here a word or phrase must stand in the caption as it stands in the list, in whatever case. A filter keeps what
-it keeps: where that is more than wanted, a draw or a ``score`` chooses; where it is less, pairs that break the fewest
-rules are taken back.
+The first needs no list and is the default, except that any language passes without ``language=en``; a ``vocabulary``
+adds the rule of the second. DataComp looks up a word's first meaning in WordNet; here a word or phrase of the list must
+occur in the caption literally, ignoring case. A filter decides itself how many pairs pass: if more than wanted, a
+random draw or a ``score`` chooses among them; if fewer, the pairs that break the fewest rules are taken back.
 
 Shapes: N pairs.
 """
@@ -81,11 +80,11 @@ class TextFilter(Selector):
         reasons = []
         for number in range(len(pool)):
             if broken[number] == 0:
-                verdict = f"passes, as {passed} do, of which {keep} are kept"
+                verdict = f"passes, like {passed} in all, of which {keep} are kept"
                 verdict += f": {what} {merit[number]:.3g}, cut at {last:.3g}" if passed > keep else ""
-                verdict = verdict if passed >= keep else f"passes, as {passed} do"
+                verdict = verdict if passed >= keep else f"passes, like {passed} in all"
             else:
-                back = f"; taken back, {passed} that pass are fewer than {keep}" if kept[number] else ""
+                back = f"; taken back, as only {passed} pass and {keep} are kept" if kept[number] else ""
                 verdict = basic.told(rules, number) + back
             reasons.append(verdict)
         return Selection(np.flatnonzero(kept), reasons, scores, -np.argsort(order))

@@ -34,9 +34,9 @@ FAR = 1e9  # standard deviations
 
 class TLDR(Selector):
     """``novelty``: how many standard deviations of fit one of novelty is worth; 0: the fit alone, and no codes are
-    asked for. ``limit``: the standard deviations above its mean that novelty counts up to; inf: all. ``feature``
-    (`tldr.signal.feature`; ``dim`` components of tokens or histogram) says what is alike, inside ``clusters`` at most,
-    of ``rows_per_cluster`` pairs at least; its vectors are held in memory, 4 bytes a number."""
+    needed. ``limit``: novelty is capped at so many standard deviations above its mean; inf: no cap. ``feature``
+    (`tldr.signal.feature`; ``dim`` components of tokens or histogram) says what is alike, inside at most ``clusters``
+    clusters of at least ``rows_per_cluster`` pairs; its vectors are held in memory, 4 bytes a number."""
 
     def __init__(
         self,
@@ -49,8 +49,8 @@ class TLDR(Selector):
         rows_per_cluster: int = 8800,
     ) -> None:
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dim=dim)
-        check_number("selector.novelty", novelty, "standard deviations of fit, from 0", low=0, high=FAR)
-        check_number("selector.limit", limit, "a number of standard deviations; inf: no limit", low=-FAR)
+        check_number("selector.novelty", novelty, "a finite number of standard deviations, from 0", low=0, high=FAR)
+        check_number("selector.limit", limit, "a number of standard deviations, or inf for no limit", low=-FAR)
         self.novelty, self.limit, self.feature, self.dim = novelty, limit, feature, dim
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         alike = signal_of(feature)

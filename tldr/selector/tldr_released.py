@@ -3,10 +3,10 @@ the paper says: code ids are taken as numbers, PCA-whitened, normalised and clus
 cluster is taken, by a stride rather than a draw; of these stay the pairs of a ready-made list, the top half by BLIP's
 image-text matching.
 
-Not reproduced: the script looks the members of a cluster up by their position in its feature files, which come in
-whatever order the folder lists them, and not by the index saved beside them; so run, the clusters are those of other
-pictures, and what it selects is a random share of the top half. Here a row is its pair. Nor are codes extracted from
-augmented pictures, as there. (docs/method.md tells of the rest.)
+Not reproduced: the script looks up the members of a cluster by their position in its feature files, which come in
+whatever order the folder lists them, and not by the index saved beside them. Run like that, a cluster's members are the
+wrong pictures, and the result is a random share of the top half. Here rows and pairs correspond. Nor are codes
+extracted from augmented pictures, as they are there. (docs/method.md has the rest.)
 
 Shapes: N pairs, K clusters.
 """

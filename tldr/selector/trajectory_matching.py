@@ -7,15 +7,15 @@ expert was, takes ``steps`` steps on the learned pairs, and these and its step s
 to where the expert was ``expert_epochs`` later. ``similarity="lors"`` (LoRS, Xu et al., ICML 2024, arXiv 2406.03793)
 learns besides how much each picture belongs to each text, at low rank.
 
-What is made are pairs like any others: a PNG, and the caption of the pool whose embedding is nearest to the learned
-one. What this rounds off is kept in ``distilled.npz`` beside, its rows those of the pairs: ``images`` (n, 3, H, W), 1
-is white, not clipped; ``text_embedding`` (n, E), of the scale of the scorer's; ``step_sizes`` (2,), of the image
-encoder and the text head; with LoRS, ``diagonal`` (n,), ``left`` and ``right`` (n, r). LoRS's authors give up one pair
-of a hundred for these last; here they come on top.
+The made pairs are like any others: a PNG, and the caption of the pool whose embedding is nearest to the learned one.
+The exact values are in ``distilled.npz`` beside them, in the order of the pairs: ``images`` (n, 3, H, W), 1 is white,
+not clipped; ``text_embedding`` (n, E), of the scale of the scorer's; ``step_sizes`` (2,), of the image encoder and the
+text head; with LoRS, ``diagonal`` (n,), ``left`` and ``right`` (n, r). LoRS's authors give up one pair of a hundred for
+these last; here they come on top.
 
-Departures: the image encoder is a small `ConvEncoder` trained from nothing; pictures are not augmented; students are
-differentiated through all of their steps (as Wu et al. do), where LoRS's release takes them to be apart, to save memory
-(TESLA); experts stop at the last epoch that a student is compared with.
+Departures: the image encoder is a small `ConvEncoder` trained from scratch; pictures are not augmented; students are
+differentiated through all of their steps (as Wu et al. do), where LoRS's release treats the steps as independent to
+save memory (TESLA); experts stop at the last epoch that a student is compared with.
 
 Shapes: N pairs of the pool, n made, E width of a text embedding, r rank.
 """
@@ -56,9 +56,10 @@ COUNTS = ("image_size", "width", "depth", "dim", "experts", "expert_epochs", "st
 class TrajectoryMatching(Maker):
     """The dual encoder: pictures of ``image_size``, ``depth`` blocks of ``width`` channels, a common space of ``dim``.
 
-    ``experts`` train with ``expert_batch`` pairs a step at ``expert_rate``. A student starts at one of an expert's
-    first ``start_epochs`` epochs; its ``steps`` see ``mini_batch`` pairs each. In each of the ``iterations``, pictures,
-    texts (unless ``learn_text`` is false), step sizes and similarities move at their ``rate_``, with ``momentum``."""
+    ``experts`` networks train with ``expert_batch`` pairs a step at ``expert_rate``. A student starts from one of an
+    expert's first ``start_epochs`` epochs and takes ``steps`` steps, of ``mini_batch`` pairs each. In each of the
+    ``iterations``, pictures, texts (unless ``learn_text`` is false), step sizes and similarities are updated at their
+    rate (``rate_images``, ...), with ``momentum``."""
 
     needs = (TEXT,)
 

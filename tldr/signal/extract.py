@@ -21,12 +21,12 @@ from tldr.ledger import Meter
 from tldr.pairs import Pairs
 from tldr.signal.store import Signals, parts_of
 
-# How signals are stored; what a model gives beyond these keeps its own type.
+# How signals are stored; any other that a model gives is stored as float32.
 DTYPES: Mapping[str, Any] = {"codes": np.uint16, "embedding": np.float16, "text_embedding": np.float16,
                              "alignment": np.float32, "tokens": np.uint16}  # fmt: skip
 
 
-Tick = Callable[[int], Any]  # told of every batch how many pairs it had
+Tick = Callable[[int], Any]  # called after every batch with the number of its pairs
 
 
 class Scorer(Viewer, Protocol):
@@ -61,7 +61,7 @@ def extract(
     """Compute what is missing of ``model``'s signals for ``pool`` in ``folder``; return them.
 
     ``parts`` restricts the work to some of the parts, for several processes or machines that share ``folder``;
-    ``dataset`` is the pool's as `shown` makes it, from who asks for parts again and again; ``meter`` counts the work.
+    ``dataset`` is what `shown` makes of the pool, for callers that ask for parts repeatedly; ``meter`` counts the work.
     """
     signals = Signals(folder, len(pool))
     todo = signals.missing(parts)
@@ -94,8 +94,8 @@ def batches_of(
     tick: Tick = lambda _: None,
     **loading: int,
 ) -> Iterator[Batch]:
-    """``rows`` in batches whose pictures are on ``device``; what is done with one until the next is asked for is
-    counted by ``meter``. ``loading`` are batch_size and num_workers."""
+    """``rows`` in batches whose pictures are on ``device``; ``meter`` counts the work that the caller does on each.
+    ``loading`` are batch_size and num_workers."""
     for batch in ordered_loader(Subset(dataset, rows), **loading):
         batch["images"] = batch["images"].to(device)
         with meter.batch(len(batch["captions"])):

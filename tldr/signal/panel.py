@@ -64,7 +64,7 @@ class Panel(Signals):
         return Panel({scorer: signals.at(rows) for scorer, signals in self.scorers.items()})
 
     def derived(self, name: str) -> Path:
-        """As of one scorer; of several, the name tells of all, for what is learned may depend on each."""
+        """As for one scorer; with several, the name depends on all of them, as what is learned may do."""
         if len(self.scorers) > 1:
             folders = "".join(str(signals.folder) for signals in self.scorers.values())
             name = f"{name}-{hashlib.blake2b(folders.encode(), digest_size=8).hexdigest()}"

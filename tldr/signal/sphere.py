@@ -40,7 +40,7 @@ def unit_rows(pool: Pairs, signals: Signals, name: str) -> np.ndarray:
 
 
 def on_sphere(pool: Pairs, chunks: Iterable[np.ndarray], name: str) -> np.ndarray:
-    """The same of consecutive ``chunks`` of (n, E), which ``name`` is a name for."""
+    """Like `unit_rows`, from consecutive ``chunks`` (n, E); ``name`` is what an error calls them."""
     with np.errstate(invalid="ignore"):
         rows = gathered(map(unit, chunks), len(pool))
     pool.refuse_infinite(name, np.isfinite(rows.sum(1)))
@@ -53,8 +53,8 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def cluster_count(clusters: int, pairs: int, rows_per_cluster: int) -> int:
-    """``clusters``, but at most one for ``rows_per_cluster`` of so many ``pairs``; a line is printed where that
-    lowers it."""
+    """``clusters``, but at most one for every ``rows_per_cluster`` of the ``pairs``; a line is printed if that lowers
+    it."""
     most = max(1, pairs // rows_per_cluster)
     if most < clusters:
         print(f"selector.clusters={clusters} is lowered to {most}, one for {rows_per_cluster} of {pairs} pairs")
@@ -71,8 +71,8 @@ class Sphere:
 
     @classmethod
     def fit(cls, rows: np.ndarray, clusters: int, *, seed: int, of: np.ndarray | None = None) -> Sphere:
-        """Spherical k-means of (N, E) unit ``rows``, learned on a sample of them; on those of the rows ``of`` alone,
-        where given, although all are assigned."""
+        """Spherical k-means of (N, E) unit ``rows``, learned on a sample of them, or of the rows ``of`` only, if given;
+        all rows are assigned."""
         learn = np.arange(len(rows)) if of is None else of
         size = min(len(learn), POINTS_PER_CENTROID * clusters)
         sample = np.sort(np.random.default_rng(seed).choice(learn, size, replace=False))
@@ -88,7 +88,7 @@ class Sphere:
 
 
 def similarities(rows: np.ndarray) -> Callable[[int], np.ndarray]:
-    """What gives the cosine similarity (n,) of all (n, E) unit ``rows`` to the i-th."""
+    """A function of i: the cosine similarity (n,) of all (n, E) unit ``rows`` to the i-th."""
     if len(rows) <= DENSE:
         return (rows @ rows.T).__getitem__
     return lambda i: rows @ rows[i]
@@ -105,9 +105,9 @@ class Duplicates:
 
     @classmethod
     def find(cls, rows: np.ndarray, clusters: int, *, choice: str | np.ndarray, seed: int) -> Duplicates:
-        """Among (N, E) unit ``rows``. A cluster's row begins with what may stay: the ``hard``, least like the
-        centroid, the ``easy``, in ``random`` order, or those of the highest merit, which is then given (N,). A pair
-        that goes can still send others away, as in the source."""
+        """Find them among (N, E) unit ``rows``. ``choice`` says which pairs of a cluster come first, and so may stay:
+        ``hard``, least like the centroid; ``easy``, most like it; ``random``; or those of the highest merit, given as
+        an array (N,). A pair that is dropped can still make others duplicates, as in the source."""
         sphere = Sphere.fit(rows, clusters, seed=seed)
         if isinstance(choice, str):
             orders = {

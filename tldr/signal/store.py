@@ -40,7 +40,7 @@ class Signal:
         return self.shape[0]
 
     def chunks(self) -> Iterator[np.ndarray]:
-        """Consecutive slices, one a part of which any row is wanted, memory-mapped where all are."""
+        """Consecutive slices, one for each part with a selected row; memory-mapped if all rows are selected."""
         for number, file in enumerate(self._files):
             part = np.load(file, mmap_mode="r")
             if self._rows is not None:
@@ -138,8 +138,8 @@ class Signals(Mapping[str, Signal]):
         return Signals(self.folder, self.count, rows if self.rows is None else self.rows[rows])
 
     def derived(self, name: str) -> Path:
-        """A folder for what a selector learns from these signals at a price (experts, say), so that the next job of a
-        sweep finds it; ``name`` should tell all that it depends on beyond them."""
+        """A folder for what is expensive to learn from these signals (experts, say), so that the next job of a sweep
+        finds it; ``name`` should identify everything else that it depends on."""
         narrowed = "" if self.rows is None else f"-{hashlib.blake2b(self.rows.tobytes(), digest_size=8).hexdigest()}"
         return self.folder / "derived" / f"{name}{narrowed}"
 

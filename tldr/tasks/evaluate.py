@@ -50,10 +50,10 @@ def run(
     export: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """The numbers of every evaluator on ``pairs`` or on what ``data`` reads, also in ``evaluation-*.json``; what the
-    models said, in ``evaluation-*-details.json``. ``export`` writes the (one) checkpoint as a Hugging Face folder.
-    ``model`` opens the checkpoints that are not ours. Raises ValueError for an evaluator that none of them suits, be it
-    because a published one lacks weights that it would ask."""
+    """The metrics of every evaluator on ``pairs``, or on what ``data`` reads; they are also in ``evaluation-*.json``,
+    and what the models said in ``evaluation-*-details.json``. ``export`` writes the (one) checkpoint as a Hugging Face
+    folder. ``model`` opens the checkpoints that are not ours. Raises ValueError for an evaluator that can use none of
+    them, perhaps because a published one lacks weights that it needs."""
     placed = pick_device(device)
     given = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     files = [file if (file := Path(path) / "model.ckpt").is_file() else Path(path) for path in given]
@@ -135,22 +135,22 @@ def run(
 
 
 def home_of_checkpoint(file: Path) -> Path:
-    """Where its numbers go: its folder; of a Hugging Face id, one named by it."""
+    """The folder for its metrics: its own, or for a Hugging Face id, one named after it."""
     if file.is_dir():
         return file
     return file.parent if file.is_file() else Path("outputs", plain_name(str(file)))
 
 
 def trained_on(home: Path) -> dict[str, Any]:
-    """What pairs the model of a folder of `train.py`'s has learned from (`tldr.tasks.train.origin`); nothing of
-    others."""
+    """The pairs (`tldr.tasks.train.origin`) that the model in ``home``, a folder written by `train.py`, was trained on;
+    empty for other folders."""
     file = home / "provenance.json"
     return json.loads(file.read_text(encoding="utf-8")).get("subset", {}) if file.is_file() else {}
 
 
 def _free(folder: Path, title: str, on: str, asked: Mapping[str, Any]) -> str:
-    """What the numbers are filed under: ``on``, with a hash where that name holds those of other pairs (another split,
-    a subset of the same name), checkpoints or options."""
+    """The name to file metrics under: ``on``, with a hash where that name is taken by metrics of other pairs (another
+    split, a subset of the same name), checkpoints or options."""
     file = folder / f"evaluation-{title}-{on}.json"
     wanted = json.dumps(asked, sort_keys=True, default=str)
     if file.is_file():

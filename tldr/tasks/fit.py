@@ -85,11 +85,11 @@ class StepBar(ProgressBar):
 
 
 class StepMeter(L.Callback):
-    """Counts the FLOPs of the first few batches that are trained on, forward and backward. Where a run goes on from one
-    that was killed, that one got as far as the step ``found``, in ``found_seconds``.
+    """Counts the FLOPs of the first few training batches, forward and backward. In a resumed run, ``found`` is the step
+    that the killed run had reached, and ``found_seconds`` the time it had taken.
 
-    With ``compile`` the networks are compiled afterwards: torch.compile gives up, for the whole run, on what it first
-    meets under the counter."""
+    With ``compile`` the networks are compiled only after that: torch.compile gives up, for the whole run, on code that
+    it first meets under the counter."""
 
     def __init__(self, *, compile: bool = False) -> None:
         self.meter, self.compile = Meter(), compile

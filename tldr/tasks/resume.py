@@ -1,9 +1,9 @@
-"""A run that is killed goes on where it was: ``train.py ... resume=true``.
+"""A killed run resumes where it stopped: ``train.py ... resume=true``.
 
-Every so many steps ``last.ckpt`` is written beside where the result will be, whole or not at all. Weights, optimiser,
-scheduler, averaged weights, queues and codebooks are in it by Lightning's doing, the place in the order of the data by
-`PairsData`'s; here the states of the random generators are added, and what the run was asked for: another run's
-checkpoint is refused. On the CPU the resumed run ends with the same bits as one that nobody disturbed.
+Every so many steps ``last.ckpt`` is written, completely or not at all, into the folder of the result. Lightning saves
+weights, optimiser, scheduler, averaged weights, queues and codebooks in it, and `PairsData` the position in the data;
+this module adds the states of the random generators and the run's configuration, so that another run's checkpoint is
+refused. On the CPU a resumed run ends with the same bits as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import Checkpoint, Timer
 from tldr.nn.processes import connected
 
 LAST = "last.ckpt"
-# What a run may be asked for otherwise when it goes on: it moves no weight (the pairs are known by their hash).
+# Options that may change when a run is resumed: they do not affect the weights (the pairs are known by their hash).
 FREE = (
     "data", "pairs", "out", "cache", "logger", "names", "verify", "max_bad_fraction", "num_workers", "resume",
     "checkpoint_every", "caption_table_every", "export", "trainer.enable_progress_bar", "trainer.enable_model_summary",
@@ -34,11 +34,11 @@ BEGINNINGS = ("init_from", "model.backbone", "tokenizer")  # options that name f
 
 
 class RollingCheckpoint(Checkpoint):
-    """Write ``folder/last.ckpt`` every ``every`` steps (0: never), in place of the one before; restore from it the
-    random states. ``identity`` is what the run was asked for.
+    """Write ``folder/last.ckpt`` every ``every`` steps (0: never), replacing the previous one, and restore the random
+    states from it. ``identity`` is what the run was asked for.
 
-    Lightning's ModelCheckpoint keeps no random states, writes by way of the machine's temporary folder, which may be
-    another disk (then a kill leaves half a file), and warns of a folder that is not empty."""
+    Lightning's ModelCheckpoint saves no random states, writes through the machine's temporary folder, which may be on
+    another disk (a kill then leaves half a file), and warns about a folder that is not empty."""
 
     def __init__(self, folder: Path, *, every: int, identity: Mapping[str, Any]) -> None:
         if every < 0:
@@ -49,15 +49,15 @@ class RollingCheckpoint(Checkpoint):
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A resumed run has what it began from. In a new one every process draws numbers of its own: were the same rows
-        blinded and the same words masked everywhere, a batch would have less variety than its size tells."""
+        """A resumed run has the random states of its checkpoint. In a new run every process gets its own seed: if all
+        of them blinded the same rows and masked the same words, a batch would vary less than its size suggests."""
         self._saved = self._step = trainer.global_step
         if self._restored is None and trainer.global_rank:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Processes agree. Raises ValueError where one has read other pairs: what it alone could not read (a URL, a
-        network's disk) is not in its pool."""
+        """Check that all processes have the same pairs. Raises ValueError where they differ: a picture that one process
+        alone could not read (a URL, a network disk) is missing from its pool."""
         if not connected():
             return
         told: list[Any] = [None] * dist.get_world_size()
@@ -110,12 +110,12 @@ class RollingCheckpoint(Checkpoint):
         return {"identity": json.dumps(self.identity, default=str), "random": states}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that ``max_time`` has stopped has that time again."""
+        """A run that ``max_time`` stopped may take that time again."""
         checkpoint["callbacks"].pop(Timer.__qualname__, None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember this process's random states until the first batch. Raises ValueError where it was another run: what
-        a SLURM job goes on from, Lightning finds by itself."""
+        """Keep this process's random states until the first batch. Raises ValueError if they are from another run: the
+        checkpoint of a requeued SLURM job is found by Lightning itself, not by us."""
         check_identity(json.loads(state_dict["identity"]), self.identity, self.file)
         states = state_dict["random"]
         rank = dist.get_rank() if connected() else 0
@@ -154,16 +154,16 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def identity_of(config: Mapping[str, Any], pairs: str) -> dict[str, Any]:
-    """What decides the weights of a run: its config, flat, without what is `FREE`; the files of those `BEGINNINGS` that
-    are of this machine; and the hash of its pairs."""
+    """What decides the weights of a run: its config, flat, without the options in `FREE`; the contents of the local
+    files that the options in `BEGINNINGS` name; and the hash of its pairs."""
     decisive = {key: value for key, value in flat(config) if not any(f"{key}.".startswith(f"{free}.") for free in FREE)}
     held = {f"contents of {key}": contents_of(decisive.get(key)) for key in BEGINNINGS}
     return {**decisive, **{key: digest for key, digest in held.items() if digest}, "pairs": pairs}
 
 
 def contents_of(sources: str | Path | Sequence[str | Path] | None) -> str | None:
-    """16 hex digits of the files that are read of ``sources``, each a file or a folder: a path stands for whatever was
-    written there last. None where none is of this machine, such as a hub's ids."""
+    """16 hex digits for the contents of the files read from ``sources``, each a file or a folder, since what lies at a
+    path may change. None where none of them is on this machine, such as a hub's ids."""
     several = [sources] if isinstance(sources, str | Path) else sources or ()
     digest, found = hashlib.blake2b(digest_size=8), False
     for path in map(Path, several):
@@ -209,7 +209,7 @@ def find_last(folder: Path, identity: Mapping[str, Any]) -> Path | None:
     if state is None:
         raise ValueError(f"{file} is not a checkpoint to go on from; remove it, or give another folder: out=...")
     check_identity(json.loads(state["identity"]), identity, file)
-    print(f"going on from {file}, after step {checkpoint['global_step']}")
+    print(f"resuming from {file}, after step {checkpoint['global_step']}")
     return file
 
 

@@ -31,14 +31,15 @@ from tldr.tasks.fit import fit
 from tldr.tasks.resume import BEGINNINGS, LAST, contents_of
 from tldr.tasks.spread import Scoring
 
-# Of the settings of data loading and Trainer, those that say how, and not what is learned.
+# Settings of data loading and of the Trainer that affect how training runs, but not what is learned.
 HOW_FAST = (
     "num_workers", "checkpoint_every", "accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar",
     "enable_model_summary", "enable_checkpointing",
 )  # fmt: skip
-# Likewise, and apart from HOW_FAST, which itself is in a scorer's digest: were it longer, all scorers would be others.
+# More of these. They are not in HOW_FAST, because that is part of every scorer's digest: a longer one would invalidate
+# all cached scorers.
 TEACHES_NOTHING = frozenset({*HOW_FAST, "max_time", "log_every_n_steps"})
-ROUNDS = 3  # the most that a scorer learns in
+ROUNDS = 3  # of training a scorer, at most
 
 
 def pick_device(device: str) -> torch.device:
@@ -58,9 +59,9 @@ def refuse_several(trainer: Callable[..., L.Trainer]) -> None:
     which the one that trains holds, and it for them."""
     if (number := trainer(max_steps=1, logger=False).world_size) > 1:
         raise ValueError(
-            f"select.py trains its scorers in one process, and this trainer has {number}: take trainer=default, or "
-            "train the scorer by `python train.py model=vqvlm balance=0.5 trainer=ddp ...` and give select.py its "
-            "checkpoint=..."
+            f"select.py trains its scorers in one process, but this trainer has {number}: use trainer=default, or "
+            "train the scorer with `python train.py model=vqvlm balance=0.5 trainer=ddp ...` and give select.py its "
+            "folder as checkpoint=..."
         )
 
 
@@ -79,10 +80,10 @@ def find_scorer(
     name: str = MAIN,
     turn: str = "",
 ) -> tuple[Model, Path]:
-    """The scorer and its checkpoint: of ours, or one that ``model`` can begin from (`tldr.tasks.begin`).
+    """The scorer and its checkpoint: one of ours, or one that ``model`` can be initialised from (`tldr.tasks.begin`).
 
-    ``training`` holds `fit`'s arguments: max_steps, batch_size, ...; ``name`` is what selectors call the scorer,
-    ``turn`` by what else it is told from others in ledger and log."""
+    ``training`` holds `fit`'s arguments: max_steps, batch_size, ...; ``name`` is what selectors call the scorer, and
+    ``turn`` tells its rounds apart in ledger and log."""
     if checkpoint is not None:
         return open_model(checkpoint, model), Path(checkpoint)
     kind: Any = model.func
@@ -112,12 +113,12 @@ def find_sure_scorer(
     pool: Pairs, *, again_above: float, extraction: Mapping[str, Any], cache: Path, ledger: Ledger, **recipe: Any
 ) -> tuple[Model, Path]:
     """`find_scorer`, and where it has found more than ``again_above`` of the captions wrong (`Model.wrong_share`), a
-    second one: of the same recipe, it learns from scratch from the pairs whose alignment by the first is highest, as
-    many as that believes, if they fill a batch; `ROUNDS` in all. ``extraction`` has `score`'s arguments.
+    second scorer: same recipe, trained from scratch on the pairs with the highest alignment by the first, as many as
+    the first believes, if they fill a batch; `ROUNDS` in all. ``extraction`` holds `score`'s arguments.
 
     A model trained on wrong captions memorises some and then believes them; the next one has not seen most of them.
-    Choosing what to learn from by the loss of a model that has learned is from co-teaching (Han et al. 2018, arXiv
-    1804.06872) and its kin, doing so in rounds from Shen and Sanghavi 2019 (arXiv 1810.11874)."""
+    Selecting training pairs by the loss of a trained model is from co-teaching (Han et al. 2018, arXiv 1804.06872) and
+    related work, doing so in rounds from Shen and Sanghavi 2019 (arXiv 1810.11874)."""
     learn = partial(find_scorer, **recipe, cache=cache, ledger=ledger)
     model, file = learn(pool)
     if recipe["checkpoint"] is not None:
@@ -145,8 +146,8 @@ def find_sure_scorer(
 
 
 def refuse_chance(model: Model, signals: Iterable[str], key: str) -> None:
-    """Raises ValueError where what ``model``, the checkpoint of ``key``, says would rest on weights that nobody has
-    trained: a published one may lack a head, a captioner of others the null picture and a codebook."""
+    """Raises ValueError where the ``signals`` of ``model``, the checkpoint of ``key``, would depend on untrained
+    weights: a published checkpoint may lack a head, another project's captioner the null picture and a codebook."""
     if lacking := model.unlearned(signals):
         told = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise ValueError(

@@ -91,8 +91,8 @@ def run(
     """Write a reduced data set into ``out``; return it.
 
     ``model``, ``trainer`` and ``training`` make the scorer where ``checkpoint`` is None and the selector or refiner
-    needs one; ``scorers`` has the same of others by the names that selectors call them (`tldr.signal.panel`), each a
-    ``model``, and perhaps ``checkpoint`` and what differs in ``training``. ``writer`` is the checkpoint of a captioner
+    needs one; ``scorers`` does so for the other scorers, by the names that selectors use (`tldr.signal.panel`): each a
+    ``model``, optionally ``checkpoint`` and what differs in ``training``. ``writer`` is the checkpoint of a captioner
     whose captions the refiner takes (the paper's step 4), None: the scorer's own. ``names`` says what the parts are
     called in the configuration: data, selector, refiner. ``engine`` has signals and captions computed, by several
     processes or machines if it is asked to. ``sweep``: this is one of several jobs (`open_pool`). With ``explain``,
@@ -214,8 +214,8 @@ def run(
 
 
 def _another(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What the selection that ``folder`` holds, say of an earlier job of a sweep with ``out=``, was asked otherwise;
-    none: it holds this one, or none."""
+    """Where ``folder`` already holds another selection (of an earlier job of a sweep with ``out=``, say): the options
+    of that one which differ. Empty if it holds this one or none."""
     file = folder / "provenance.json"
     if not file.is_file():
         return []

@@ -36,8 +36,8 @@ from tldr.signal.store import parts_of
 
 
 class Tally(NamedTuple):
-    """What a worker tells of parts that it did: of each, what lies in no file; the pairs; the FLOPs of the networks;
-    the accelerator, "" if none."""
+    """What a worker reports of the parts that it did: by part, the results that are not in files; the number of pairs;
+    the FLOPs of the networks; the accelerator, "" if none."""
 
     found: dict[int, Any]
     rows: int
@@ -46,7 +46,7 @@ class Tally(NamedTuple):
 
 
 class PortableModel:
-    """A model, which travels to another process as its description and weights, from whatever device."""
+    """A model that is sent to another process as its description and weights, from whatever device."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -63,7 +63,7 @@ class PortableModel:
 
 
 class PortablePairs:
-    """Pairs, which travel as the name of a file. While they are ``filed``, there is one: that of the pool, in
+    """Pairs that are sent to another process as the name of a file. Inside ``filed()`` that file exists: the pool's, in
     ``cache``, or one of their own."""
 
     def __init__(self, pairs: Pairs, cache: Path) -> None:
@@ -72,7 +72,7 @@ class PortablePairs:
 
     @contextmanager
     def filed(self) -> Iterator[None]:
-        """Meanwhile they can be pickled."""
+        """Inside, the pairs can be pickled."""
         pool, own = self.cache / "pools" / self.pairs.hash, self.cache / "sent" / uuid4().hex
         known = (pool / "pairs.arrow").is_file() and Pairs.open(pool).table.equals(self.pairs.table)
         self.folder = pool if known else own
@@ -94,7 +94,7 @@ class PortablePairs:
 
 @dataclass(kw_only=True)
 class Spread(ABC):
-    """``model`` does something with the parts of ``pairs`` (`tldr.signal.store.parts_of`)."""
+    """A task that applies ``model`` to the parts of ``pairs`` (`tldr.signal.store.parts_of`)."""
 
     model: PortableModel
     pairs: PortablePairs
@@ -104,20 +104,20 @@ class Spread(ABC):
 
     @classmethod
     def of(cls, model: Model, pairs: Pairs, cache: Path, **options: Any) -> Self:
-        """With these, which can be sent; ``cache`` may have a file of the pairs."""
+        """The task for these, in a form that can be sent; ``cache`` may have a file of the pairs."""
         return cls(model=PortableModel(model), pairs=PortablePairs(pairs, cache), **options)
 
     def clock(self, meter: Meter) -> Callable[[], dict[str, float]]:
-        """What tells the cost from now on: FLOPs, and seconds, of which those that work at the same time share each."""
+        """A function that tells the cost since now: FLOPs, and seconds divided by the workers that run at once."""
         start, flops = time.perf_counter(), meter.flops
         return lambda: {"seconds": (time.perf_counter() - start) / self.peers, "flops": meter.flops - flops}
 
     @abstractmethod
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
-        """What does parts with the model, and gives of each what lies in no file."""
+        """A function that does parts with the model and returns, by part, the results that are not in files."""
 
     def open(self, device: str, peers: int = 1) -> Callable[..., Tally]:
-        """As `tldr.engine.Task` asks."""
+        """As `tldr.engine.Task` requires."""
         self.peers = peers
         model, meter = self.model.model.to(device), Meter()
         do, accelerator = self.begin(model, meter), _accelerator(model.device)
@@ -130,8 +130,7 @@ class Spread(ABC):
         return work
 
     def run(self, engine: Engine, parts: Sequence[int], *, device: torch.device, title: str) -> list[Tally]:
-        """The tallies of all ``parts``, done by ``engine`` where it is asked for ``device``; a bar shows how far it
-        is."""
+        """The tallies of all ``parts``, done here or by ``engine``, on ``device``; with a progress bar."""
         if not len(parts):
             return []
         rows = self.parts
@@ -158,12 +157,12 @@ class Spread(ABC):
 
 @dataclass(kw_only=True)
 class Scoring(Spread):
-    """Signals into ``folder`` (`tldr.signal.extract`), and what each part took beside them."""
+    """Write signals into ``folder`` (`tldr.signal.extract`), and what each part cost beside them."""
 
     folder: Path
 
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
-        """All lies in files."""
+        """All results are in files."""
         pool = self.pairs.pairs
         dataset = shown(pool, model)
 
@@ -181,8 +180,8 @@ class Scoring(Spread):
 
 @dataclass(kw_only=True)
 class Writing(Spread):
-    """Captions, ``generation`` being how, into a file of ``folder`` for each part, and what they cost; those of a part
-    depend on the ``seed``, the ``draw``, the part and the size of batches."""
+    """Write captions, with the options ``generation``, and their cost into a file of ``folder`` for each part. They
+    depend on the ``seed``, the ``draw``, the part and the batch size."""
 
     folder: Path
     generation: Mapping[str, Any]
@@ -190,11 +189,11 @@ class Writing(Spread):
     draw: int
 
     def file(self, number: int) -> Path:
-        """Of a part."""
+        """The file of a part."""
         return self.folder / f"part-{number:05d}.parquet"
 
     def begin(self, model: Any, meter: Meter) -> Callable[[Sequence[int], Tick], dict[int, Any]]:
-        """All lies in files."""
+        """All results are in files."""
         dataset, rows = PairsDataset.seen_by(model, self.pairs.pairs), self.parts
 
         def do(parts: Sequence[int], tick: Tick) -> dict[int, Any]:

@@ -1,6 +1,6 @@
-"""From what Hydra composed to what a task takes: nothing missing; the selectors that others are made of
-(`tldr.selector.base.Combination`), which are names on the command line, ``selector=chain
-selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``, as configurations; and what was asked for as a folder's name.
+"""Turns what Hydra composed into what a task takes: refuses missing options; replaces names of selectors in a
+combination (`tldr.selector.base.Combination`) by their configurations, as in ``selector=chain
+selector.steps=[{semdedup: {epsilon: 0.1}},clip_score]``; and names the folder of a selection after what was asked for.
 """
 
 from __future__ import annotations
@@ -17,24 +17,23 @@ Load = Callable[[Path], Mapping[str, Any]]
 
 
 def refuse_missing(keys: Iterable[str], hydra: Any) -> None:
-    """Raises ValueError for the first of the ``keys`` that have no default and were not given, with the file, of those
-    that ``hydra``, its own configuration, tells of, which says what it is."""
+    """Raises ValueError for the first of the ``keys``, which have no default and were not given, naming the file that
+    explains it; ``hydra`` is Hydra's own configuration."""
     if missing := sorted(keys):
         key = missing[0].partition("[")[0]
         raise ValueError(f"{key} is missing, and has no default: give {key}=... ({_told_in(key, hydra)} more)")
 
 
 def refuse_unread(group: str, overrides: Iterable[str], *, instead: str) -> None:
-    """Raises ValueError for those of the ``overrides`` that are of a ``group`` which is not read, where something is
-    given ``instead``."""
+    """Raises ValueError for ``overrides`` of a ``group`` that would not be read because of ``instead``."""
     unread = [text for text in overrides if re.match(rf"[+~]*{group}[.@=]", text)]
     if unread:
         raise ValueError(f"{' '.join(unread)} would be ignored, as {instead} is what is trained on: give only one")
 
 
 def _told_in(key: str, hydra: Any) -> str:
-    """The files that tell of a key: its group's, data's of ``data.root`` and of ``selector.target.root``, or else the
-    script's; and the recipe."""
+    """The files that explain a key: that of its group (of data for ``data.root`` and ``selector.target.root``), or else
+    the script's; and the recipe's."""
     choices = {name.partition("@"): choice for name, choice in hydra.runtime.choices.items()}
     groups = {package or group: f"{group}/{choice}" for (group, _, package), choice in choices.items()}
     within = [package for package in groups if key.startswith(f"{package}.")]
@@ -79,9 +78,9 @@ def _step(step: Any, folder: Path, load: Load) -> tuple[str, dict[str, Any]]:
 
 
 def selection_folder(config: Mapping[str, Any], hydra: Any) -> str:
-    """Where a selection goes: ``out`` as it was given, or else a folder named by data, selector, compression and seed,
-    and in it one named by the other overrides as ``hydra``, its own configuration, joins them, made a `plain_name`; the
-    target's data among them, which Hydra counts to those that the folder is named by already."""
+    """Where a selection goes: ``out`` if it was given, or else a folder named after data, selector, compression and
+    seed, with a subfolder named after the other overrides, as ``hydra`` (Hydra's own configuration) joins them, made a
+    `plain_name`. The target's data are added to these, because Hydra leaves them out with the other ``data``."""
     if config["out"]:
         return str(config["out"])
     target, overrides = hydra.runtime.choices.get("data@selector.target"), hydra.job.override_dirname
@@ -93,8 +92,8 @@ def selection_folder(config: Mapping[str, Any], hydra: Any) -> str:
 
 def plain_name(overrides: str) -> str:
     """Overrides as one path component, without the characters that have a meaning on Hydra's command line:
-    ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``. A long one is cut and ends in a digest; one with
-    letters that Hydra accepts only in quotes loses them, and ends in a digest too."""
+    ``selector.steps-[a,{b: {c: 1}}]`` -> ``selector.steps-a-b-c-1``. A long name is cut and ends in a digest; letters
+    that Hydra accepts only in quotes are dropped, and the name ends in a digest then, too."""
     name = re.sub(r"-?[^\w.+-]+", "-", overrides, flags=re.ASCII).replace("-__", "__").rstrip("-")
     if len(name) <= LONGEST and overrides.isascii():
         return name

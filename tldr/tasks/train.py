@@ -166,8 +166,8 @@ def refuse_processes(trainer: Callable[..., L.Trainer]) -> None:
 
 
 def know_the_first(trainer: Callable[..., L.Trainer]) -> None:
-    """Until there is a Trainer, Lightning takes a process that no launcher has numbered for the first of all, on every
-    machine; each would begin a run of the logger."""
+    """Before there is a Trainer, Lightning takes a process that no launcher has numbered for rank 0, on every machine,
+    and each would start a run of the logger: give it the number of its machine."""
     machine = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
     if getattr(trainer, "keywords", {}).get("num_nodes", 1) > 1 and machine and not getattr(rank_zero_only, "rank", 0):
         rank_zero_only.rank = machine  # pyright: ignore[reportFunctionMemberAccess]

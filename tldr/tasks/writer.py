@@ -48,8 +48,8 @@ class CaptionWriter:
         model = scorers[MAIN]
         if not hasattr(model, "generate") or not hasattr(model, "signals"):
             raise ValueError(
-                f"{type(model).__name__} writes no captions; give a captioner's checkpoint=... (or writer=..., where "
-                "that is given), or choose refiner=none"
+                f"{type(model).__name__} does not write captions; give a captioner as checkpoint=... (or as "
+                "writer=..., if that is set), or choose refiner=none"
             )
         self.scorers, self.engine, self.device, self.cache = dict(scorers), engine, device, cache
         self.loading = {"batch_size": batch_size, "num_workers": num_workers}
@@ -97,8 +97,8 @@ class CaptionWriter:
         return np.concatenate([found[number] for number in parts])
 
     def charge(self, stage: Stage) -> None:
-        """Add to the ledger's ``stage`` what was spent since this was asked last, now or when captions that were found
-        were written."""
+        """Add to the ledger's ``stage`` what was spent since the last call: now or, for captions found in the cache,
+        when they were written."""
         stage.flops, stage.devices = stage.flops + self.spent.flops, max(stage.devices, len(self.accelerators))
         stage.add_found({"seconds": self.spent.found_seconds, "flops": self.spent.found_flops})
         self.spent = Stage("writer")
