@@ -110,7 +110,7 @@ def test_what_a_process_raises_is_raised_here(tmp_path):
 
 
 def test_a_process_that_goes_is_spoken_of(tmp_path):
-    with pytest.raises(RuntimeError, match=r"one of 2 processes died, .* with fewer engine\.workers"):
+    with pytest.raises(RuntimeError, match=r"one of 2 processes died, .* fewer engine\.workers, each has more"):
         done(Local(2), Dying(tmp_path, often=9), range(9))
 
 

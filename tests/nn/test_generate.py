@@ -148,7 +148,7 @@ def test_texts_end_where_the_decoder_does(image):
 def test_errors_name_the_option(image):
     wrong = [("num_beams", 0), ("max_length", 0), ("min_length", 9), ("min_length", 2.5)]
     for key, value in wrong:
-        with pytest.raises(ValueError, match=f"{key}={value}; "):
+        with pytest.raises(ValueError, match=f"{key}={value} must be "):
             generate(build(), torch.zeros(1, 3, 4), PROMPT, end=END, **{"max_length": 8, key: value})
     with pytest.raises(ValueError, match="strategy='best'; choose from greedy, nucleus, beam"):
         generate(build(), image, PROMPT, end=END, strategy="best")

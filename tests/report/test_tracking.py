@@ -390,7 +390,8 @@ def test_captions_are_not_written_for_nobody(pool, quiet):
 
 @pytest.mark.parametrize("every", [-1, 2.5, None])
 def test_impossible_intervals(every):
-    with pytest.raises(ValueError, match=rf"caption_table_every={every} must be a whole number of steps"):
+    told = f"caption_table_every={every} must be a whole number of steps between tables of captions"
+    with pytest.raises(ValueError, match=told):
         CaptionTable(every_n_steps=every)
 
 
