@@ -88,9 +88,15 @@ class Reader(ABC):
     def prepare(self) -> None:  # noqa: B027  (most have nothing to make)
         """Render or download the data, if they are not there yet."""
 
+    @property
+    def made_with(self) -> str:
+        """The class and all attributes, which must be plain values and paths: readers made alike read the same rows
+        from the same files."""
+        return repr((type(self).__qualname__, sorted(vars(self).items())))
+
     def sources(self) -> Sequence[Path] | None:
-        """The files that `rows` depends on, besides the reader's own attributes (which must then be plain values and
-        paths): the rows are cached until any of these changes. None if unknown or not worth it: always read anew."""
+        """The files that `rows` depends on, besides what the reader is `made_with`: the rows are cached until any of
+        these changes. None if unknown or not worth it: always read anew."""
         return None
 
     def for_task(self, task: str) -> Reader:

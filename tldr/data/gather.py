@@ -48,7 +48,6 @@ def gather(reader: Reader, *, cache: str | Path | None = None, progress: bool = 
         found = _gather(tqdm(reader.rows(), f"reading {reader.name}", unit=" pairs", disable=not progress))
         if before is None or _stamp(reader) != before:  # it has changed meanwhile
             return found
-        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(file) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             with pa.ipc.new_file(sink, found.schema) as writer:
                 writer.write_table(found)
@@ -61,8 +60,8 @@ def _stamp(reader: Reader) -> str | None:
     if files is None:
         return None
     stats = [(str(file), stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
-    facts = [_FORMAT, tldr.__version__, type(reader).__qualname__, vars(reader), stats]
-    return hashlib.blake2b(json.dumps(facts, default=str).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    facts = json.dumps([_FORMAT, tldr.__version__, reader.made_with, stats])
+    return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
 
 def _gather(rows: Iterable[Row | Bad]) -> pa.Table:

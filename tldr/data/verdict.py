@@ -108,22 +108,14 @@ def _look(store: ImageStore, decoding: bool, before: pa.Table) -> tuple[pa.Recor
     """The verdicts on a block of pictures, given those of earlier runs, and the number of pictures decoded."""
     decoder = f"Pillow {PIL.__version__}, {Image.MAX_IMAGE_PIXELS} pixels"
     stamps: dict[str, tuple[int, int]] = {}  # one look per archive, not one per picture in it
-
-    def stamp_of(locator: str) -> tuple[int, int]:
-        file = store.place(locator).path if "#" in locator else locator
-        if file not in stamps:
-            stamps[file] = store.stamp(locator)
-        return stamps[file]
-
-    if decoding and _unchanged(before, stamp_of, decoder):
-        return before.combine_chunks().to_batches()[0], 0
     verdicts: list[dict[str, Any]] = []
     decoded = 0
     for old in before.to_pylist():
         new = dict.fromkeys(VERDICT.names) | {"locator": old["locator"]}
         verdicts.append(new)
         try:
-            stamp = stamp_of(old["locator"])
+            path = store.place(old["locator"]).path
+            stamp = stamps[path] = stamps[path] if path in stamps else store.stamp(old["locator"])
             if not decoding:
                 continue
             same = old["error"] is None or old["decoder"] == decoder
@@ -142,20 +134,6 @@ def _look(store: ImageStore, decoding: bool, before: pa.Table) -> tuple[pa.Recor
         except ImageError as error:
             new["error"] = error.reason
     return pa.RecordBatch.from_pylist(verdicts, schema=VERDICT), decoded
-
-
-def _unchanged(before: pa.Table, stamp_of: Callable[[str], tuple[int, int]], decoder: str) -> bool:
-    """Do all verdicts of earlier runs still hold? The usual case, without a Python object for each of their values."""
-    if (
-        before["size"].null_count
-        or not pc.all(pc.or_kleene(pc.is_null(before["error"]), pc.equal(before["decoder"], decoder))).as_py()
-    ):
-        return False
-    try:
-        stamps = [stamp_of(locator) for locator in before["locator"].to_pylist()]
-    except ImageError:
-        return False
-    return stamps == list(zip(before["size"].to_pylist(), before["mtime_ns"].to_pylist(), strict=True))
 
 
 def _in_order(

@@ -11,7 +11,7 @@ from tldr.data.quarantine import write_quarantine
 from tldr.ledger import Ledger
 from tldr.pairs import Pairs
 
-_READ: dict[str, Pool] = {}  # by the jobs of the sweep that this process runs
+_READ: dict[tuple[object, ...], Pool] = {}  # by the jobs of the sweep that this process runs
 
 
 def open_pool(
@@ -27,7 +27,7 @@ def open_pool(
     """What ``data`` reads, its pairs memory-mapped from ``cache/pools/<hash>``; what cannot be read goes into
     ``folder/quarantine.parquet``. The jobs of a ``sweep`` in one process read a source once: whether its pictures are
     as they were is not asked again."""
-    asked = repr((type(data), sorted(vars(data).items()), verify, max_bad_fraction, str(cache.absolute())))
+    asked = (data.made_with, verify, max_bad_fraction, cache.absolute())
     with ledger.stage("read") as stage:
         if sweep and asked in _READ:
             found, stage.cached = _READ[asked], True
