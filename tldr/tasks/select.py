@@ -46,6 +46,7 @@ from tldr.selector.base import Maker, Selection, Selector, Target, check_compres
 from tldr.signal.panel import MAIN, WRITER, scorers_of
 from tldr.signal.store import Signals
 from tldr.tasks.pool import open_pool
+from tldr.tasks.resume import flat
 from tldr.tasks.scorer import TEACHES_NOTHING, Scorers, pick_device, refuse_several
 from tldr.tasks.writer import CaptionWriter
 
@@ -221,10 +222,12 @@ def _another(folder: Path, identity: Mapping[str, Any], config: Mapping[str, Any
         return []
     there = {"config": {}} | json.loads(file.read_text())
     asked = json.loads(json.dumps({**identity, "config": config}, default=str))
-    had, wants = (
-        _flat({key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE})
-        for facts in (there, asked)
-    )
+
+    def options(facts: Mapping[str, Any]) -> dict[str, Any]:
+        told = {key: facts.get(key) for key in identity} | {key: facts["config"].get(key) for key in _DECISIVE}
+        return {key: value for key, value in flat(told) if value != {}}  # an empty group is as good as none
+
+    had, wants = options(there), options(asked)
     other = sorted(key for key in {*had, *wants} if had.get(key) != wants.get(key) and not _says_how(key))
     return [f"{key}={had.get(key)}" for key in other]
 
@@ -234,14 +237,6 @@ def _says_how(key: str) -> bool:
     steps = key.split(".")
     taught = (name for group, name in pairwise(steps) if group in ("training", "trainer"))
     return steps[-1] == "device" or any(name in TEACHES_NOTHING for name in taught)
-
-
-def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _without_undecodable(
