@@ -89,6 +89,26 @@ def test_pairs_of_one_picture_share_its_number(pairs):
     assert torch.equal(batch["images"][0], batch["images"][1])
 
 
+def test_copies_of_a_picture_in_an_archive_share_its_number(pairs):
+    """A tar or a Parquet file with a picture for each caption: the digest says that it is one. Files are what their
+    names say."""
+    images = [
+        "a.tar#bytes=512+9",
+        "b.tar#bytes=512+9",
+        "a.parquet#row=7",
+        "a.parquet#row=8,column=jpg",
+        "c.png",
+        "d.png",
+    ]
+    uids = [f"{row}" for row in range(6)]
+    inside = Pairs.build({"uid": uids, "image": images, "caption": uids}, root=pairs.root)
+    assert len(set(PairsDataset(inside, image_size=8).image_ids)) == 6
+    known = inside.with_column("image_digest", ["x", "x", "x", "y", "x", "x"])
+    assert PairsDataset(known, image_size=8).image_ids.tolist() == [0, 0, 0, 1, 2, 3]
+    some = inside.with_column("image_digest", ["x", None, "x", None, None, None])
+    assert PairsDataset(some, image_size=8).image_ids.tolist() == [0, 1, 0, 2, 3, 4]
+
+
 def test_the_cache_changes_nothing_and_spares_decoding(pairs, tmp_path):
     plain, cached = PairsDataset(pairs, image_size=8), PairsDataset(pairs, image_size=8, cache=True)
     rows = [0, 1, 6, 7, 10]
@@ -147,6 +167,22 @@ def test_or_its_centre(photo):
     )
     assert np.array_equal(found, wide[:, 8:40])
     assert np.abs(turned.swapaxes(0, 1).astype(int) - wide[:, 8:40]).max() <= 2  # rows first, then columns
+
+
+@pytest.mark.parametrize("length", [1000, 1001])
+def test_of_a_banner_the_centre_is_enough(length, monkeypatch):
+    """To resize its ends, too, would take gigabytes."""
+    ramp = np.clip(128 + 6 * (np.arange(length) - (length - 1) / 2), 0, 255).astype(np.uint8)  # of the 40 in the middle
+    banner = Image.fromarray(np.broadcast_to(ramp[:, None], (20, length, 3)).copy())
+    whole = v2.Compose([v2.Resize(32), v2.CenterCrop(32), v2.PILToTensor()])(banner)
+    resize, sizes = Image.Image.resize, []
+    monkeypatch.setattr(Image.Image, "resize", lambda *given, **how: sizes.append(given[1]) or resize(*given, **how))
+    found = transform(32, resize_mode="shortest")(banner)
+    turned = transform(32, resize_mode="shortest")(banner.transpose(Image.Transpose.TRANSPOSE))
+    assert all(max(size) <= 32 * 8.1 for size in sizes)
+    assert len(sizes) == 2
+    assert (found.int() - whole.int()).abs().max() <= 3  # a pixel of the square is 3.75
+    assert (turned.swapaxes(1, 2).int() - found.int()).abs().max() <= 2
 
 
 def test_randaugment_has_blips_ten_operations(photo, monkeypatch):

@@ -117,6 +117,7 @@ def test_nanoseconds_and_columns_of_bytes(tmp_path):
     when = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
     mask = pa.array([{"bytes": b"mask", "path": None}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     table = pa.table({"image": ["a.png"], "caption": ["a"], "when": when, "mask": mask, "digest": [b"1"]})
+    table = table.append_column("crops", pa.array([mask.to_pylist()], pa.list_(mask.type)))
     pq.write_table(table, tmp_path / "a.parquet")
     (row,) = Parquet(tmp_path / "a.parquet").rows()
     assert isinstance(row, Row)
@@ -177,7 +178,8 @@ def test_the_order_of_rows_and_files_does_not_matter(tmp_path, all_hostile):
 def test_files_may_be_a_folder_a_pattern_or_several(tmp_path):
     for name in ("x/a.parquet", "x/deep/b.parquet", "y/c.parquet"):
         write(tmp_path / name, {"url": [f"http://host/{name}"], "text": ["x"]})
-    assert len(Parquet(tmp_path).files) == 3
+    assert len(Parquet(tmp_path).files) == len(Parquet(tmp_path / "**" / "*.parquet").files) == 3
+    assert len(Parquet(tmp_path / "x" / "**").files) == 2
     reader = Parquet(
         [str(tmp_path / "y" / "c.parquet"), str(tmp_path / "x" / "*.parquet"), tmp_path / "x" / "a.parquet"]
     )

@@ -9,6 +9,7 @@ import pytest
 
 from tldr.data import pool
 from tldr.data.base import Bad, Row
+from tldr.data.csv import Csv
 from tldr.data.pool import read_pool
 from tldr.pairs import Pairs, derive_uid
 
@@ -105,14 +106,14 @@ def test_a_source_that_is_refused_leaves_the_quarantine_of_a_finished_run(listed
     assert not files[1].exists()
 
 
-def test_a_source_of_which_nothing_is_left_stops_whatever_is_allowed(listed):
+def test_a_source_of_which_nothing_is_left_stops_whatever_is_allowed(listed, tmp_path):
     with pytest.raises(ValueError, match="nothing is left"):
         quiet(listed([Row("a", "")]), max_bad_fraction=1)
     with pytest.raises(ValueError, match="there is not one pair in empty"):
         quiet(listed([], name="empty"))
-    absent = listed([Row("a.png", "b")])
-    with pytest.raises(ValueError, match=r"nothing is left[\s\S]*data\.root=\.\.\."):
-        read_pool(absent, progress=False)
+    (tmp_path / "a.csv").write_text("image,caption\na.png,b\n")
+    with pytest.raises(ValueError, match=r"nothing is left[\s\S]*lie elsewhere, say where: data\.images=\.\.\."):
+        read_pool(Csv(tmp_path / "a.csv"), progress=False)
     with pytest.raises(ValueError, match="it is one of decode, exists, none"):
         quiet(listed([Row("a", "b")]), verify="all")  # type: ignore[arg-type]
 
@@ -183,7 +184,7 @@ def test_a_name_is_free_again_if_its_first_picture_cannot_be_read(tmp_path, list
     assert quarantined(pool) == [("a.jpg", "image", "missing file")]
 
 
-@pytest.mark.parametrize("chunk", [3, 1000])
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
 def test_extra_columns_keep_their_types(listed, monkeypatch, chunk):
     monkeypatch.setattr("tldr.data.gather._CHUNK", chunk)
     extras = [

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,3 +23,11 @@ def test_where_there_is_none_it_is_said(tmp_path):
     (tmp_path / "annotations.json").write_text("[]")
     with pytest.raises(ValueError, match=r"give the folder that select\.py has written"):
         Subset(tmp_path / "annotations.json")
+
+
+def test_pictures_that_have_moved_can_be_linked(tiny_pool, tmp_path):
+    folder = replace(tiny_pool.take(np.arange(9)), root=str(tmp_path / "gone")).write(tmp_path / "kept")
+    with pytest.raises(
+        ValueError, match=r"9 x image: missing file.*\nIf the pictures lie elsewhere, put a link in .*/gone"
+    ):
+        read_pool(Subset(folder), progress=False)

@@ -13,6 +13,7 @@ from tldr.data.base import Bad, Row
 from tldr.data.export import export
 from tldr.data.folder import Folder
 from tldr.data.images import ImageStore
+from tldr.data.loading import PairsDataset
 from tldr.data.pool import read_pool
 from tldr.data.webdataset import Webdataset
 from tldr.pairs import Pairs
@@ -64,6 +65,34 @@ def test_what_was_exported_is_read_back(tiny_pool, tmp_path, monkeypatch):
     for one, other in zip(subset.images.to_pylist(), again.images.to_pylist(), strict=True):
         assert before.read(one) == after.read(other)
     assert again.table["key"].to_pylist()[8] == "0000100000"
+
+
+def test_a_picture_of_several_captions_is_one_when_read_back(tmp_path, picture):
+    """Shards hold it once for each of them. Retrieval counts pictures."""
+    for number in range(3):
+        picture(tmp_path / f"{number}.png", seed=number)
+    uids = [f"{row:02d}" for row in range(9)]
+    pairs = Pairs.build({"uid": uids, "image": [f"{row // 3}.png" for row in range(9)], "caption": uids}, root=tmp_path)
+    (folder,) = export(pairs, tmp_path / "out", ["webdataset"])
+    for options, pictures in (({}, [0, 0, 0, 1, 1, 1, 2, 2, 2]), ({"verify": "none"}, list(range(9)))):
+        again = pool_of(folder, **options).pairs
+        assert again.uids.to_pylist() == uids
+        assert PairsDataset(again, image_size=8).image_ids.tolist() == pictures
+
+
+def test_lines_may_be_captions(tmp_path):
+    files = [("0.webp", b"x"), ("0.txt", b"one\n\ntwo\r\nthree"), ("1.webp", b"y"), ("1.txt", b" \n")]
+    pack(tmp_path / "0.tar", [*files, *sample("2", uid="u")])
+    found = good(Webdataset(tmp_path, lines=True))
+    assert [(row.caption, row.uid) for row in found] == [
+        ("one", None), ("two", None), ("three", None), ("", None), ("of 2", "u")
+    ]  # fmt: skip
+    assert len({row.image for row in found}) == 3
+    assert [row.caption for row in good(Webdataset(tmp_path))] == ["one\n\ntwo\r\nthree", " ", "of 2"]
+    pack(tmp_path / "1.tar", [("3.jpg", b"x"), ("3.txt", b"a\nb"), ("3.json", b'{"uid": 7}')])
+    assert [row.uid for row in good(Webdataset(tmp_path, shards="1.tar", lines=True))] == ["7#0", "7#1"]
+    with pytest.raises(ValueError, match=r"data\.lines='yes'"):
+        Webdataset(tmp_path, lines="yes")  # pyright: ignore[reportArgumentType]
 
 
 def test_hostile_captions_survive(tmp_path, picture, all_hostile):
@@ -214,6 +243,15 @@ def test_what_is_no_tar_costs_no_other_shard(tmp_path):
         "broken tar: 2.tar breaks off at sample a: neither a header nor the mark of the end at byte 2048 of 10048; "
         "all that follows is lost, fetch it again"
     )
+
+
+def test_tars_joined_by_cat_are_not_read_in_part(tmp_path):
+    one, other = (pack(tmp_path / "0.tar", sample(key)).read_bytes() for key in "ab")
+    (tmp_path / "0.tar").write_bytes(one + other)
+    with pytest.raises(ValueError, match=r"0\.tar at sample a: more follows the mark of the end at byte \d+: .* cat"):
+        list(Webdataset(tmp_path).rows())
+    (tmp_path / "0.tar").write_bytes(one + bytes(1 << 21))
+    assert len(good(Webdataset(tmp_path))) == 1
 
 
 def test_shards_that_break_off_stop_the_reading_unless_asked(tmp_path):

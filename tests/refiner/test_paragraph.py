@@ -199,6 +199,17 @@ def test_a_killed_run_goes_on(make, subset, monkeypatch, tmp_path):
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
 
 
+def test_a_part_that_was_removed_costs_no_other(make, subset, tmp_path):
+    whole = make()(subset, None)
+    parts = sorted((tmp_path / "kept").rglob("part-*.parquet"))
+    assert len(parts) == 3
+    last = parts[-1].read_bytes()
+    parts[0].unlink()
+    assert make()(subset, None).table.equals(whole.table)
+    assert parts[-1].read_bytes() == last
+    assert sorted((tmp_path / "kept").rglob("part-*.parquet")) == [*parts[1:], parts[0].with_stem("part-00003")]
+
+
 def test_what_is_drawn_depends_on_the_seed_alone(make, subset, tmp_path):
     options = {"generation": {"do_sample": True}}
     state = torch.get_rng_state()

@@ -65,6 +65,13 @@ def test_originals_stay_in_a_column(refiner, subset):
         assert refined.table.equals(subset.table)
 
 
+def test_what_is_refined_again_keeps_its_first_caption(refiner, subset):
+    once = Append()(subset, Author())
+    again = refiner(once, Author(dict.fromkeys(NEW, 1.0)))
+    assert once.captions.to_pylist()[0] == "a red disc; a red circle on white"
+    assert again.table[ORIGINAL].to_pylist() == OLD
+
+
 def test_where_nothing_was_written_the_original_stays_to_the_letter(refiner, subset):
     for i in (3, 4):
         assert refiner(subset, Author({"": 99.0})).captions[i].as_py() == OLD[i]

@@ -140,7 +140,8 @@ def _unite(parts: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray:
     try:
         return pa.concat_tables(tables, promote_options="permissive").column(0)
     except pa.ArrowException:  # no type holds the values of all chunks
-        return pa.chunked_array([_array([_json(value) for value in part.to_pylist()]) for part in parts], pa.string())
+        texts = [pa.array([_json(value) for value in part.to_pylist()], pa.string()) for part in parts]
+        return pa.chunked_array(texts)
 
 
 def _json(value: Any) -> str | None:

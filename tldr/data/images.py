@@ -28,6 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tldr.data.frames import frame_of_folder, frame_of_video
 
 # Only these endings make a fragment: '#' is an ordinary character of a file name.
+INSIDE = r"#(bytes=\d+\+\d+|row=\d+(,column=.+)?)$"  # of a tar or of Parquet
 _FRAGMENT = re.compile(
     r"(?P<path>.+)#(?:bytes=(?P<offset>\d+)\+(?P<size>\d+)|row=(?P<row>\d+)(?:,column=(?P<column>.+))?"
     r"|frame=(?P<frame>\d+)/(?P<frames>\d+))",

@@ -19,14 +19,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from tldr.check import check_number
-from tldr.data.images import ImageError, ImageStore
+from tldr.data.images import INSIDE, ImageError, ImageStore
 from tldr.data.order import Drawn, OrderedLoader, ShuffledBatches, refuse_too_few
-from tldr.pairs import Pairs
+from tldr.pairs import DIGEST, Pairs
 
 AUGMENTATIONS = ("none", "crop", "randaugment", "finetune", "vilt")
 SECOND = "image_2"  # the column that names a second picture of the pair
@@ -92,7 +93,7 @@ def transform(image_size: int, augment: str = "none", resize_mode: str = "squash
     bicubic = InterpolationMode.BICUBIC
     steps: list[torch.nn.Module] = [v2.Resize((image_size, image_size), bicubic)]
     if resize_mode == "shortest":
-        steps = [v2.Resize(image_size, bicubic), v2.CenterCrop(image_size)]
+        steps = [v2.Lambda(_without_ends), v2.Resize(image_size, bicubic), v2.CenterCrop(image_size)]
     if augment == "vilt":
         steps.append(v2.RandAugment(2, 9))
     elif augment != "none":
@@ -101,6 +102,16 @@ def transform(image_size: int, augment: str = "none", resize_mode: str = "squash
     if augment in ("randaugment", "finetune"):
         steps.append(RandAugment(2, 5))
     return v2.Compose([*steps, v2.PILToTensor()])
+
+
+def _without_ends(picture: Image.Image) -> Image.Image:
+    """Of a banner, the eight squares around its centre: more than the centre crop sees. To resize all of 6000 x 2
+    pixels would take gigabytes."""
+    short, long = sorted(picture.size)
+    most = 8 * short + (long - 8 * short) % 2  # as odd as the length: the centre stays where it is
+    width, height = (min(side, most) for side in picture.size)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height)) if long > most else picture
 
 
 class Viewer(Protocol):
@@ -139,7 +150,7 @@ class PairsDataset(Dataset[Sample]):
         self.columns, self.second = tuple(name for name in columns if name != SECOND), SECOND in columns
         self.store = ImageStore(pairs.root)
         self.transform = transform(image_size, augment, resize_mode)
-        self.image_ids = _numbers(pairs.images)
+        self.image_ids = _numbers(_names(pairs))
         self.cache: dict[str, Tensor] | None = {} if cache else None
 
     @classmethod
@@ -189,6 +200,15 @@ class PairsDataset(Dataset[Sample]):
         if self.second:
             sample["image_2"] = images[1]
         return sample
+
+
+def _names(pairs: Pairs) -> pa.ChunkedArray:
+    """(N,) of the pictures: their locators; of those inside tars and Parquet, where each caption may have a copy, the
+    digests of their bytes if these are known."""
+    if DIGEST not in pairs.table.column_names:
+        return pairs.images
+    known = pc.and_(pc.match_substring_regex(pairs.images, INSIDE), pc.is_valid(pairs.table[DIGEST]))
+    return pc.if_else(known, pairs.table[DIGEST], pairs.images)
 
 
 def _numbers(values: pa.ChunkedArray) -> np.ndarray:

@@ -84,7 +84,7 @@ class Parquet(Reader):
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         others = [name for name in schema.names if name not in (image, caption, uid)]
-        others = [name for name in others if _picture_columns(schema.field(name))[0] is None]
+        others = [name for name in others if not _has_bytes(schema.field(name).type)]
         leaf, paths = _picture_columns(schema.field(image))
         wanted = [name for name in (caption, uid, paths, *others) if name is not None]
         container = path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
@@ -115,7 +115,7 @@ def _files(given: str | Path) -> list[Path]:
     if Path(path).is_dir():
         found = [Path(folder, file) for folder, files in walk(path) for file in files if file.endswith(".parquet")]
     else:
-        found = [Path(one) for one in glob.glob(path)]
+        found = [file for file in map(Path, glob.glob(path, recursive=True)) if file.is_file()]
     if not found:
         raise ValueError(f"there is no parquet file at {path}; give the right path or pattern as data.annotations=...")
     return found
@@ -129,6 +129,13 @@ def _picture_columns(field: pa.Field) -> tuple[str | None, str | None]:
     if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
         return field.name, None
     return None, field.name
+
+
+def _has_bytes(of: pa.DataType) -> bool:
+    """Are there bytes in its values, such as a picture's, or those of a list of pictures?"""
+    if pa.types.is_nested(of):
+        return any(_has_bytes(of.field(part).type) for part in range(of.num_fields))
+    return pa.types.is_binary(of) or pa.types.is_large_binary(of)
 
 
 def _holds_bytes(file: pq.ParquetFile, group: int, leaf: str | None) -> list[bool]:

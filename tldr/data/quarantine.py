@@ -52,8 +52,9 @@ def complaint(reader: Reader, quarantine: pa.Table, read: int, max_bad_fraction:
     if listed is not None:
         lines.append(f"All of them are listed in {listed}")
     if bad == read and pc.all(pc.equal(quarantine["error"], "missing file")).as_py():
-        own = "images" if "images" in inspect.signature(type(reader)).parameters else "root"
-        lines.append(f"If the pictures lie elsewhere, say where: data.{own}=...")
+        options = inspect.signature(type(reader)).parameters
+        own = next((f"say where: data.{name}=..." for name in ("images", "videos", "root") if name in options), None)
+        lines.append(f"If the pictures lie elsewhere, {own or f'put a link in place of {reader.root}'}")
     if bad < read:
         enough = math.ceil(1000 * bad / read) / 1000
         lines.append(f"Repair the source, or continue without these pairs: max_bad_fraction={enough:g}")

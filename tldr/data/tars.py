@@ -41,3 +41,6 @@ def members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         file.seek(tar.offset)  # tarfile takes any block that is not a header for the end
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise tarfile.ReadError(f"neither a header nor the mark of the end at byte {tar.offset} of {end}")
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError(f"more follows the mark of the end at byte {tar.offset}: tars joined by cat?")

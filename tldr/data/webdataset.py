@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tldr.check import check_flag
 from tldr.data.base import PICTURES, Bad, Reader, Row, existing_folder, pairs, walk
 from tldr.data.tars import COMPRESSED, members, refusal
 
@@ -30,9 +31,10 @@ class Webdataset(Reader):
     """The samples of the shards under ``root``, nested or not, in the order of their names.
 
     ``shards``, a pattern as ``cc3m/*.tar`` or ``{00000..00331}.tar`` or several of these, takes some of them only.
-    ``caption_column`` is the key of the ``.json`` to take captions from, whether or not there is a ``.txt``. How much
-    a truncated shard has lost cannot be known: with ``broken="stop"`` all shards are read, and then truncated ones are
-    refused; with ``broken="quarantine"`` only the sample at which a shard breaks off counts as a bad pair.
+    ``caption_column`` is the key of the ``.json`` to take captions from, whether or not there is a ``.txt``. With
+    ``lines``, each line of a ``.txt`` that is not blank is a caption of its own (CLIP benchmark's COCO and Flickr30k).
+    How much a truncated shard has lost cannot be known: with ``broken="stop"`` all shards are read, and then truncated
+    ones are refused; with ``broken="quarantine"`` only the sample at which a shard breaks off counts as a bad pair.
     """
 
     def __init__(
@@ -42,13 +44,15 @@ class Webdataset(Reader):
         shards: str | Sequence[str] | None = None,
         caption_column: str | None = None,
         broken: str = "stop",
+        lines: bool = False,
         name: str = "webdataset",
     ) -> None:
         if broken not in BROKEN:
             raise ValueError(f"data.broken={broken!r}; choose from {', '.join(BROKEN)}")
         self.root, self.broken = existing_folder(root, "data.root"), broken
         self.shards = _find(Path(self.root), shards)
-        self.caption_column = caption_column
+        check_flag("data", lines=lines)
+        self.caption_column, self.lines = caption_column, lines
         self.name = name
 
     def sources(self) -> Sequence[Path]:
@@ -96,6 +100,8 @@ class Webdataset(Reader):
             caption = text.decode("utf-8", "surrogateescape")
             if "json" not in sample.texts:  # packed by hand: as data=folder has it, for editors end the line
                 caption = caption.removeprefix("\ufeff").removesuffix("\n").removesuffix("\r")
+            if self.lines:
+                caption = [line.removesuffix("\r") for line in caption.split("\n") if line.strip()] or ""
         extra = {name: value for name, value in record.items() if name not in (key, "uid")}
         yield from pairs(image, caption, uid, extra, where)
 

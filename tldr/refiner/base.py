@@ -1,5 +1,5 @@
 """What a refiner is: it rewrites the captions of the kept pairs with the captioner's. The original stays in
-``caption_original``, the generated one in ``caption_generated``."""
+``caption_original`` (of a subset that is refined again, the first), the generated one in ``caption_generated``."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ class Refiner(ABC):
         refined, columns = refined if isinstance(refined, tuple) else (refined, {})
         # A picture of which the captioner has nothing to say keeps its caption.
         refined = [new if new.strip() else old for new, old in zip(refined, original, strict=True)]
-        told = {ORIGINAL: original, GENERATED: generated, "caption": refined, **columns}
+        told = {GENERATED: generated, "caption": refined, **columns}
+        if ORIGINAL not in subset.table.column_names:  # else it is what an earlier refiner was given
+            told = {ORIGINAL: original, **told}
         for name, values in told.items():
             subset = subset.with_column(name, values)
         return subset

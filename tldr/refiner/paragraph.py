@@ -107,9 +107,10 @@ class Paragraph(Refiner):
                 known |= zip(*_columns(part), strict=True)
                 charge(_share(part, first))
             todo = sorted(row for name, row in first.items() if name not in known)
+            number = 1 + int(parts[-1].stem.removeprefix("part-")) if parts else 0
             with tqdm(total=len(todo), desc="writing paragraphs", unit="picture", disable=not todo) as bar:
                 for start in range(0, len(todo), self.rows_per_part):
-                    rows, number = todo[start : start + self.rows_per_part], len(parts) + start // self.rows_per_part
+                    rows = todo[start : start + self.rows_per_part]
                     begun = time.perf_counter()
                     with metered(device=self.device) as meter:
                         texts = self._part(subset, rows, f"{self.seed}:{names[rows[0]]}", bar, meter)
@@ -120,6 +121,7 @@ class Paragraph(Refiner):
                     with atomic_path(part) as temporary:
                         pq.write_table(pa.table(table), temporary)
                     known |= zip(*table.values(), strict=True)
+                    number += 1
         return [known[name] for name in names]
 
     def _part(self, subset: Pairs, rows: list[int], name: str, bar: tqdm, meter: Meter) -> list[str]:

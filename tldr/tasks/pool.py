@@ -34,7 +34,7 @@ def open_pool(
             write_quarantine(found.quarantine, folder, refused=False)
         else:
             found = read_pool(data, verify=verify, max_bad_fraction=max_bad_fraction, cache=cache, quarantine_to=folder)
-            stage.images, stage.cached = found.decoded, found.decoded == 0
+            stage.images, stage.cached = found.decoded, verify == "decode" and not found.decoded
             kept = found.pairs.write(cache / "pools" / found.pairs.hash)
             found = replace(found, pairs=Pairs.open(kept))
             if sweep:
