@@ -112,6 +112,8 @@ def learners_of(cfg: dict[str, Any], conf: Path) -> list[Learner]:
         name, model, overrides, more = _entry(entry, "model")
         _known(conf / "model", model, "models")
         found.append(Learner(name, model, overrides, int(more.get("batch_size", cfg["batch_size"]))))
+    if len({learner.name for learner in found}) < len(found):
+        raise ValueError("models has a name twice; give one of them another: {name: wide, model: clip, overrides: []}")
     return found
 
 
@@ -134,16 +136,17 @@ def pool_of(cfg: dict[str, Any], conf: Path) -> tuple[list[str], list[str]]:
     _known(conf / "data", data, "data")
     keys = OmegaConf.load(conf / "data" / f"{data}.yaml")
     sizes = [f"data.{key}={cfg[key]}" for key in ("size", "eval_images") if key in keys]
+    pool = [f"data={data}", *(["data.split=train"] if data == "flickr8k" else sizes), *more]
     if cfg["evaluated"] is not None:
-        return [f"data={data}", *sizes, *more], list(cfg["evaluated"])
+        return pool, list(cfg["evaluated"])
     if data == "flickr8k":
-        return [f"data={data}", "data.split=train", *more], [f"data={data}", "data.split=test", *more]
+        return pool, [f"data={data}", "data.split=test", *more]
     if not (conf / "data" / f"{data}_eval.yaml").is_file():
         raise ValueError(
             f"data={data} has no {data}_eval beside it; name what to evaluate on, each override in quotes: "
             f'\'evaluated=["data={data}","data.annotations=held_out.json"]\''
         )
-    return [f"data={data}", *sizes, *more], [f"data={data}_eval", *sizes, *more]
+    return pool, [f"data={data}_eval", *sizes, *more]
 
 
 @cache  # every run asks for it, several times

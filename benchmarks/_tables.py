@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from matplotlib.figure import Figure
 
 from tldr.atomic import atomic_path
-from tldr.metric.advice import Curve, advise
+from tldr.metric.advice import Curve, advise, percent
 from tldr.metric.paired import compare, interval
 from tldr.report.tracking import finish, live_run
 
@@ -79,7 +79,7 @@ def report(rows: Sequence[Row], cfg: dict[str, Any]) -> tuple[str, dict[str, Any
             for name, curve in curves.items()
         }  # fmt: skip
         for ratio in sorted({row["compression"] for row in part} - {0}) or [0.0]:
-            told = f"{model}, budget {budget} ({_budget(part, ratio)}), {ratio:.0%} removed"
+            told = f"{model}, budget {budget} ({_budget(part, ratio)}), {percent(ratio)} removed"
             parts.append(f"## {told}\n\n{score_table(part, ratio, cfg['against'], curves)}")
             parts.append(f"Cost:\n\n{cost_table(part, ratio)}")
     return "\n\n".join(parts), advice

@@ -63,7 +63,7 @@ class Bench:
     def select_overrides(self, method: Method, compression: float, seed: int) -> list[str]:
         """What decides a selection."""
         training = [f"training.max_steps={self.cfg['scorer_steps']}", f"training.batch_size={self.cfg['batch_size']}"]
-        own = [f"selector={method.selector}", f"compression={compression or NOTHING_REMOVED:g}", f"seed={seed}"]
+        own = [f"selector={method.selector}", f"compression={compression or NOTHING_REMOVED!r}", f"seed={seed}"]
         return [*self.pool, *own, *training, *self.cfg["overrides"]["select"], *method.overrides]
 
     def place(self, method: Method, compression: float, seed: int) -> Path:
@@ -127,20 +127,36 @@ class Bench:
         return [f"evaluator={self.cfg['evaluator']}", *self.evaluated, *self.cfg["overrides"]["evaluate"]]
 
     def file(self, run: Run) -> Path:
-        """Where a row is kept. Its name stands for what decides it, but for the code and the recipes of scorers and
-        models: who changes one of those gives another ``out``, and no rows that are ``known``."""
+        """Where a row is kept. Its name stands for what decides it, but for the code, what files of data hold, and the
+        YAMLs of data, scorers, models, refiners and the steps of a selector: who changes one of those gives another
+        ``out``, and no rows that are ``known``."""
         parts = [self.place(run.method, run.compression, run.seed).name, self.train_overrides(run)]
         key = digest(*parts, self.evaluate_overrides(), run.budget.steps, run.budget.epochs)
         return self.out / "rows" / f"{run}-{key}.json"
+
+    def home(self, run: Run) -> Path:
+        """Where a run trains, whatever evaluates it: what failed to be evaluated need not be trained again."""
+        parts = [self.place(run.method, run.compression, run.seed).name, self.train_overrides(run)]
+        return self.out / "runs" / f"{run}-{digest(*parts, run.budget.steps, run.budget.epochs)}"
+
+    def refuse_other_pool(self, pool: str) -> None:
+        """Raises ValueError if a row that is there was measured on another pool."""
+        for row in filter(None, map(self.found, self.runs)):
+            if row.get("pool", pool) != pool:
+                raise ValueError(
+                    f"the pool has changed since {row['run']} was measured (hash {pool}, then {row['pool']}): give "
+                    "another out=, and no known rows, or restore the data"
+                )
 
     def row(self, run: Run) -> dict[str, Any]:
         """Select, train, evaluate; what came of it."""
         source = self.selection(run.method, run.compression, run.seed)
         pairs = self.open(source)
+        self.refuse_other_pool(pairs.provenance["pool"])
         steps = run.budget.of(len(pairs), run.learner.batch_size)
-        home = self.out / "runs" / self.file(run).stem
+        home = self.home(run)
         always = [f"cache={self.cfg['cache']}", "logger=none"]
-        fixed = [f"pairs={source}", f"out={home}", f"max_steps={steps}", "checkpoint_every=0"]
+        fixed = [f"pairs={source}", f"out={home}", f"max_steps={steps}", "checkpoint_every=0", "resume=true"]
         command("train", *always, *fixed, *self.train_overrides(run))
         trained = json.loads((home / "ledger.json").read_text(encoding="utf-8"))
         numbers, seconds = command("evaluate", *always, f"checkpoint={home}", f"out={home}", *self.evaluate_overrides())
@@ -152,8 +168,8 @@ class Bench:
             "model": run.learner.name, "budget": run.budget.name, "pairs": len(pairs), "steps": steps,
             "epochs": steps * run.learner.batch_size / len(pairs), "words": float(pairs.words.mean()),
             **left(pairs), **numbers, **costs([*selected, *trained]), "seconds_evaluate": seconds,
-            "hash": pairs.hash, "selection": source.name, "version": tldr.__version__, "torch": torch.__version__,
-            "machine": machine(),
+            "hash": pairs.hash, "pool": pairs.provenance["pool"], "selection": source.name,
+            "version": tldr.__version__, "torch": torch.__version__, "machine": machine(),
         }  # fmt: skip
 
     def found(self, run: Run) -> dict[str, Any] | None:
@@ -254,6 +270,7 @@ def main(overrides: list[str]) -> None:
         with initialize_config_dir(str(HOME), version_base="1.3"):
             cfg: Any = OmegaConf.to_container(compose("reduction", overrides=overrides), resolve=True)
         bench = Bench(cfg)
+        arguments("evaluate", "checkpoint=null", *bench.evaluate_overrides())  # else told after the first training
     except (HydraException, ValueError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     missing = bench.missing()
@@ -282,9 +299,8 @@ def main(overrides: list[str]) -> None:
             offline = [f"logger.offline={cfg['offline']}"] if cfg["logger"] == "wandb" else []
             factory = arguments("train", *bench.pool, f"logger={cfg['logger']}", *offline)[0]["logger"]
             log_rows(rows, cfg, factory, bench.out)
-    print(
-        f"\n{came} runs in {time.perf_counter() - start:.0f} s; wrote {bench.out}/: rows.parquet, rows.csv, results.md"
-    )
+    wrote = f"; wrote {bench.out}/: rows.parquet, rows.csv, results.md" if rows else ""
+    print(f"\n{came} runs in {time.perf_counter() - start:.0f} s{wrote}")
     for why in dict.fromkeys(bench.failed.values()):
         names = [name for name in bench.failed if bench.failed[name] == why]
         print(f"left out: {', '.join(names)}: {why}")

@@ -149,12 +149,60 @@ def test_the_plan_has_every_combination_once(parts, cfg):
         ({"selectors": [{"selector": "tldr"}]}, "give a name, or a mapping of name, overrides, selector"),
         ({"controls": ["none"]}, "choose from full"),
         ({"models": ["clop"]}, "models has 'clop'"),
+        ({"models": ["clip", {"name": "clip", "overrides": ["model/size=small"]}]}, "models has a name twice"),
         ({"budgets": {"short": "3 hours"}}, r"budgets\.short=3 hours"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(parts, cfg, change, message):
     with pytest.raises(ValueError, match=message):
         parts["_plan"].plan({**cfg, **change}, ROOT / "conf")
+
+
+def test_the_pool_is_not_what_is_evaluated(parts):
+    """Of Flickr8k, whose splits are one folder's."""
+    dev = ["data=flickr8k", "data.split=dev"]
+    asked = comparison("flickr8k", "telling")
+    for evaluated, split in ((None, "data.split=test"), (dev, "data.split=dev")):
+        pool, other = parts["_plan"].pool_of(asked | {"evaluated": evaluated}, ROOT / "conf")
+        assert ("data.split=train" in pool, split in other) == (True, True)
+
+
+def test_compressions_are_told_to_the_last_digit(parts, tmp_path):
+    bench = parts["reduction"].Bench(comparison("shapes", "telling") | {"out": str(tmp_path)})
+    method, ratio = bench.runs[0].method, 1 - 100 / 12e6
+    assert f"compression={ratio}" in bench.select_overrides(method, ratio, 0)
+    assert "compression=0.75" in bench.select_overrides(method, 0.75, 0)
+    assert "compression=1e-12" in bench.select_overrides(method, 0, 0)
+
+
+def test_rows_of_another_pool_are_refused(parts, tmp_path):
+    bench = parts["reduction"].Bench(comparison("shapes", "telling") | {"out": str(tmp_path)})
+    first, second, third = (bench.file(run) for run in bench.runs[:3])
+    first.parent.mkdir()
+    first.write_text("{}")  # known from before rows said it
+    second.write_text('{"pool": "abc"}')
+    bench.refuse_other_pool("abc")
+    with pytest.raises(ValueError, match=rf"changed since {second.stem} .*hash def, then abc.*: give another out="):
+        bench.refuse_other_pool("def")
+    assert third.stem in bench.file(bench.runs[2]).name
+
+
+def test_what_failed_to_be_evaluated_need_not_be_trained_again(parts, tmp_path):
+    asked = comparison("shapes", "telling") | {"out": str(tmp_path)}
+    one, other = (parts["reduction"].Bench(asked | {"evaluated": evaluated}) for evaluated in (None, ["data=json"]))
+    run = one.runs[0]
+    assert one.file(run) != other.file(run)
+    assert one.home(run) == other.home(run)
+    assert len({one.home(run) for run in one.runs}) == len({one.file(run) for run in one.runs})
+
+
+@pytest.mark.parametrize("dry", ["false", "true"])
+def test_an_evaluation_that_cannot_be_costs_no_training(parts, tmp_path, monkeypatch, dry):
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit, match=r"typo\.json: there is no such file"):
+        parts["reduction"].main([*SETTINGS, 'evaluated=["data=json","data.annotations=typo.json"]', f"dry={dry}"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_rows_that_are_none_are_refused(parts, tmp_path):

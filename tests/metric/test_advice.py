@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tldr.metric.advice import advise
+from tldr.metric.advice import advise, percent
 
 FULL = {0: 50.0, 1: 60.0, 2: 55.0}
 
@@ -61,6 +61,19 @@ def test_the_measured_loss_is_believed_before_the_fit():
     assert 0.49 < found.recommended < 0.5
     assert found.seeds == (0,)
     assert str(found) == f"50% (1, fit off by {found.residual:.1f})"
+
+
+def test_the_interval_holds_the_estimate():
+    """What was measured limits both: every seed lost too much at a half, and won at three quarters."""
+    losses = {0.5: (-2.5, -2.0, -1.2), 0.75: (0.6, 1.0, 1.5), 0.9: (-0.5, -1.2, -2.0)}
+    measured = {ratio: {s: FULL[s] + loss for s, loss in enumerate(lost)} for ratio, lost in losses.items()}
+    found = advise(measured, FULL, tolerance=1.0)
+    assert found is not None
+    assert found.earliest <= found.recommended <= found.latest < 0.5
+
+
+def test_shares_near_all_keep_what_tells_them_apart():
+    assert [percent(share) for share in (0.5, 0.746, 0.9875, 0.995, 0.9975)] == ["50%", "75%", "99%", "99.5%", "99.75%"]
 
 
 def test_one_compression_makes_a_line():

@@ -45,11 +45,16 @@ class Curve:
         return self.recommended >= self.compression[-1]
 
     def __str__(self) -> str:
-        reached = f"{'≥ ' if self.whole else ''}{self.recommended:.0%}"
-        if f"{self.earliest:.0%}" != f"{self.latest:.0%}":
-            reached += f" [{self.earliest:.0%}, {self.latest:.0%}]"
+        reached = f"{'≥ ' if self.whole else ''}{percent(self.recommended)}"
+        if percent(self.earliest) != percent(self.latest):
+            reached += f" [{percent(self.earliest)}, {percent(self.latest)}]"
         misses = f", fit off by {self.residual:.1f}" if self.residual > max(self.tolerance, 0.05) else ""
         return f"{reached} ({len(self.seeds)}{misses})"
+
+
+def percent(compression: float) -> str:
+    """In whole percent up to 99: beyond, what is left matters."""
+    return f"{compression:.0%}" if compression <= 0.99 else f"{100 * compression:.6g}%"
 
 
 def advise(
@@ -86,10 +91,14 @@ def advise(
     coefficients = solve @ mean
     difference = basis @ coefficients
     residual = float(np.sqrt(np.mean((design @ coefficients - mean) ** 2)))
-    recommended = _last_within(compression, difference[None], tolerance)[0]
-    lost = mean < -tolerance - 1e-9  # what was measured says more than the curve through it
-    if lost.any():
-        recommended = min(recommended, compression[compression < ratios[lost.argmax()]][-1])
+    before = np.append(compression[np.searchsorted(compression, ratios) - 1], compression[-1])  # (r + 1,)
+
+    def within(means: np.ndarray, curves: np.ndarray) -> np.ndarray:
+        """(B, r), (B, G) -> (B,): what was measured says more than the curve through it."""
+        lost = np.pad(means < -tolerance - 1e-9, ((0, 0), (0, 1)), constant_values=True)
+        return np.minimum(_last_within(compression, curves, tolerance), before[lost.argmax(1)])
+
+    recommended = float(within(mean[None], difference[None])[0])
     count, unknown = len(seeds), np.full(GRID, np.nan)
     low, high, earliest, latest = unknown, unknown, recommended, recommended
     if count > 1:
@@ -97,7 +106,7 @@ def advise(
         means = mean + np.sqrt(count / (count - 1)) * (paired[drawn].mean(1) - mean)  # (B, r)
         curves = means @ solve.T @ basis.T  # (B, G)
         low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-        earliest, latest = map(float, np.percentile(_last_within(compression, curves, tolerance), [2.5, 97.5]))
+        earliest, latest = map(float, np.percentile(within(means, curves), [2.5, 97.5]))
     return Curve(compression, difference, low, high, tolerance, recommended, earliest, latest, residual, tuple(seeds))
 
 
