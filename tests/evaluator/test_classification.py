@@ -33,6 +33,18 @@ def test_accuracy_of_the_first_and_the_first_five(build):
     )
 
 
+def test_classes_that_are_most_unlikely_are_not_equal(build):
+    """Of a sure classifier all classes but the first have probabilities of less than 1e-12."""
+
+    class Sure(Guesser):
+        def predict(self, images):
+            return (60 * super().predict(images)).softmax(1)
+
+    pairs = build([0, 1, 2, 3], ["x"] * 4, kind=["b", "c", "b", "f"])
+    found = evaluate(Sure(), pairs, column="kind", batch_size=3)
+    assert found == evaluate(Guesser(), pairs, column="kind")
+
+
 def test_errors_say_what_to_do(build):
     pairs = build([0, 1], ["x"] * 2, label=["a", "z"])
     with pytest.raises(ValueError, match="'z' is none of the model's 7 classes"):

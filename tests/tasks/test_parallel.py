@@ -3,6 +3,7 @@
 
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -37,6 +38,14 @@ MODELS = {
 }
 
 
+class NearlyUp(L.Callback):
+    """SLURM's signal, which reaches the second process early."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank == 1 and trainer.global_step == 8:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class Dies(L.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == 8:  # a checkpoint to go on from was written at 6
@@ -59,8 +68,8 @@ def train(pairs: Pairs, folder: Path, model: str, strategy: str, then: str = "en
     )  # fmt: skip
     fit(
         pairs, model=whole, trainer=trainer, folder=folder, batch_size=32 // devices, max_steps=14, checkpoint_every=6,
-        augment="crop", seed=0, vocab_size=200, resume=then == "resumes", callbacks=[Dies()] if then == "dies" else [],
-        **options,
+        augment="crop", seed=0, vocab_size=200, resume=then == "resumes",
+        callbacks={"dies": [Dies()], "is requeued": [NearlyUp()]}.get(then, []), **options,
     )  # fmt: skip
 
 
@@ -74,7 +83,10 @@ def run(pairs: Pairs, folder: Path, *words: str) -> list[subprocess.CompletedPro
         shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
     def part(rank: int) -> subprocess.CompletedProcess[str]:
-        return run_forked(script, cwd=folder.parent, env={**shared, "LOCAL_RANK": str(rank)})
+        slurm = {"NTASKS": 2, "NTASKS_PER_NODE": 2, "PROCID": rank, "LOCALID": rank, "NODEID": 0, "JOB_ID": 17}
+        slurm = {f"SLURM_{name}": str(value) for name, value in slurm.items()} | {"SLURM_JOB_NAME": "train"}
+        own = slurm if words[-1] == "is requeued" else {"LOCAL_RANK": str(rank)}
+        return run_forked(script, cwd=folder.parent, env={**shared, **own})
 
     with ThreadPoolExecutor(2) as both:
         return list(both.map(part, range(2)))
@@ -107,6 +119,17 @@ def test_a_killed_run_with_divided_weights_goes_on(tiny_pool, tmp_path):
     assert all(done.returncode for done in run(tiny_pool, tmp_path / "two", "clip", "fsdp", "dies"))
     assert [path.name for path in (tmp_path / "two").iterdir()] == ["last.ckpt"]
     found = learn(tiny_pool, tmp_path / "two", "clip", "fsdp", "resumes")
+    torch.testing.assert_close(found, load_model(tmp_path / "one").state_dict(), atol=1e-4, rtol=1e-4)
+
+
+def test_all_processes_of_a_requeued_job_end_after_one_step(tiny_pool, tmp_path):
+    """Whoever hears first that the time is nearly up."""
+    train(tiny_pool, tmp_path / "one", model="clip", strategy="one")
+    for done in run(tiny_pool, tmp_path / "two", "clip", "ddp", "is requeued"):
+        assert done.returncode == 1, done.stdout[-4000:]
+        assert "stopped after step 9 of 14" in done.stdout
+    assert [path.name for path in (tmp_path / "two").iterdir()] == ["last.ckpt"]
+    found = learn(tiny_pool, tmp_path / "two", "clip", "ddp", "resumes")
     torch.testing.assert_close(found, load_model(tmp_path / "one").state_dict(), atol=1e-4, rtol=1e-4)
 
 

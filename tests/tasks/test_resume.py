@@ -198,7 +198,7 @@ def test_a_path_stands_for_what_is_written_there(tmp_path):
     assert asked(init_from=["timm/vit", str(tmp_path / "hub")]) != several
 
 
-def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys):
+def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys, monkeypatch):
     """By the task of `train.py`: it begins where there is nothing, and knows a result of its own from another's."""
     pool, folder = tiny_pool.write(tmp_path / "pool"), tmp_path / "out"
     options = {"max_steps": 2, "batch_size": 32, "seed": 0, "vocab_size": 200, "image_size": 64}
@@ -217,12 +217,15 @@ def test_a_run_that_has_ended_is_left_alone(tiny_pool, tmp_path, capsys):
     )
     file = ask(config={**options, "out": "here"})
     said = capsys.readouterr().out
-    assert f"there is no {folder / 'last.ckpt'}: starting from scratch" in said
+    assert f"there is no {folder / 'last.ckpt'} to resume from: starting from scratch" in said
     assert "trained Blip" in said
     before = file.stat().st_mtime_ns
     assert ask(config={**options, "out": "there"}) == file
-    assert "is already finished; resume=true has nothing to do" in capsys.readouterr().out
+    assert "is already finished; there is nothing to resume" in capsys.readouterr().out
     assert file.stat().st_mtime_ns == before
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # who requeues a job does not ask
+    assert ask(config=options, resume=False) == file
+    assert "is already finished; there is nothing to resume" in capsys.readouterr().out
     ask(config=options, export=True)  # of what is there already
     assert list((folder / "huggingface").glob("**/config.json"))
     with pytest.raises(ValueError, match=r"model\.ckpt is of another run: max_steps was 2 and is now 3"):

@@ -264,9 +264,10 @@ class PairsData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Full batches only: contrastive losses depend on the batch's size."""
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        run = self.trainer
+        rank, ranks, together = (run.global_rank, run.world_size, run.accumulate_grad_batches) if run else (0, 1, 1)
         batches = ShuffledBatches(
-            len(self.dataset), self.batch_size, seed=self.seed, rank=rank, ranks=ranks,
+            len(self.dataset), self.batch_size, seed=self.seed, rank=rank, ranks=ranks, together=together,
             groups=_numbers(self.dataset.pairs.captions) if self.balance else None, balance=self.balance,
         )  # fmt: skip
         self.loader = OrderedLoader(

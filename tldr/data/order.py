@@ -31,10 +31,11 @@ class Draw(NamedTuple):
     number: int
 
 
-def refuse_too_few(count: int, batch_size: int, ranks: int = 1) -> None:
-    """Raises ValueError where ``count`` pairs are no batch for every process."""
-    if count < batch_size * ranks:
+def refuse_too_few(count: int, batch_size: int, ranks: int = 1, together: int = 1) -> None:
+    """Raises ValueError where ``count`` pairs are no batch for every process, or not as many as make a step."""
+    if count < batch_size * ranks * together:
         each = f" in each of {ranks} processes" if ranks > 1 else ""
+        each += f", {together} to a step (trainer.accumulate_grad_batches)," if together > 1 else ""
         raise ValueError(
             f"batch_size={batch_size}{each} is more than the {count} pairs there are to train on; lower it: batch_size "
             "of train.py, training.batch_size (or scorers.blip.training.batch_size) of select.py"
@@ -42,8 +43,10 @@ def refuse_too_few(count: int, batch_size: int, ranks: int = 1) -> None:
 
 
 class ShuffledBatches(Sampler[list[Draw]]):
-    """Full batches of one epoch, from batch ``start`` of the run to the end of the epoch that it lies in. ``groups``
-    (N,) are numbers from 0; a row is drawn in inverse proportion to its group's size to the power of ``balance``."""
+    """Full batches of one epoch, from batch ``start`` of the run to the end of the epoch that it lies in. Their number
+    is a multiple of ``together``, how many accumulate their gradients: Lightning steps at the end of every epoch, be it
+    with fewer. ``groups`` (N,) are numbers from 0; a row is drawn in inverse proportion to its group's size to the
+    power of ``balance``."""
 
     def __init__(
         self,
@@ -53,16 +56,18 @@ class ShuffledBatches(Sampler[list[Draw]]):
         seed: int,
         rank: int = 0,
         ranks: int = 1,
+        together: int = 1,
         groups: np.ndarray | None = None,
         balance: float = 1.0,
     ) -> None:
-        refuse_too_few(count, batch_size, ranks)
+        refuse_too_few(count, batch_size, ranks, together)
+        self.together = together
         self.count, self.batch_size, self.seed, self.rank, self.ranks = count, batch_size, seed, rank, ranks
         self.groups, self.balance = groups, balance
         self.start = 0
 
     def __len__(self) -> int:
-        return self.count // (self.batch_size * self.ranks)
+        return self.count // (self.batch_size * self.ranks * self.together) * self.together
 
     def __iter__(self) -> Iterator[list[Draw]]:
         epoch, first = divmod(self.start, len(self))

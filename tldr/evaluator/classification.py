@@ -72,7 +72,8 @@ class Classification(Evaluator):
         hits = torch.zeros(len(RANKS), dtype=torch.float64)
         with evaluating(model), self.bar("classify", len(pairs), " images") as bar:
             for batch in ordered_loader(dataset, batch_size=self.batch_size, num_workers=self.num_workers):
-                scores = classifier.predict(batch["images"].to(classifier.device))
+                # Logarithms: probabilities below 1e-6 would all be taken as equal.
+                scores = classifier.predict(batch["images"].to(classifier.device)).log().clamp_min(-1e4)
                 right = F.one_hot(own[batch["rows"]], len(places)).bool().to(scores.device)
                 hits += hit_probability(scores, right, RANKS).sum(0).cpu()
                 bar.update(len(right))

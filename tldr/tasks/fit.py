@@ -29,7 +29,7 @@ from tldr.model.base import Model, load_model
 from tldr.nn.shard import FullyShardedStrategy
 from tldr.pairs import Pairs
 from tldr.tasks.begin import Beginning
-from tldr.tasks.resume import LAST, RollingCheckpoint, find_last, save_whole
+from tldr.tasks.resume import LAST, RollingCheckpoint, find_last, requeue, save_whole
 
 BAR_EVERY = 10  # batches between looks at the loss
 CORPUS = 2_000_000  # captions that a tokenizer and keywords are learned from
@@ -163,8 +163,8 @@ def fit(
 
     Every ``checkpoint_every`` steps (0: never) ``folder/last.ckpt`` is written, from which ``resume`` goes on if that
     run had the same ``identity``; without one it starts from scratch. Raises ValueError naming what differs.
-    Whatever ends it early, such as the Trainer's ``max_time``, leaves ``last.ckpt`` and no ``model.ckpt``, and raises
-    SystemExit.
+    Whatever ends it early, such as the Trainer's ``max_time`` or SIGTERM, leaves ``last.ckpt`` and no ``model.ckpt``,
+    and raises SystemExit. SLURM's SIGUSR1 does, too, and has the job requeued.
 
     ``stage`` is the ledger's entry for the run: its pictures, and its FLOPs, extrapolated from a few counted batches.
     What a resumed run had spent before it was killed is entered as ``found_seconds`` and ``found_flops``.
@@ -212,14 +212,15 @@ def fit(
     if given.get("enable_progress_bar", True):
         callbacks = [*callbacks, StepBar()]
     counter = StepMeter(compile=compile)
+    rolling = RollingCheckpoint(folder, every=checkpoint_every, identity=identity)
     run = trainer(
         max_steps=max_steps,
         logger=logger or False,
-        callbacks=[*callbacks, counter, RollingCheckpoint(folder, every=checkpoint_every, identity=identity)],
+        callbacks=[*callbacks, counter, rolling],
         enable_checkpointing=True,  # by our callback; Lightning's own is then not added
         log_every_n_steps=given.get("log_every_n_steps") or max(1, min(10, max_steps, len(pairs) // batch_size)),
         use_distributed_sampler=False,  # the batches divide themselves
-        default_root_dir=folder,  # where Lightning leaves what a requeued SLURM job goes on from
+        default_root_dir=folder,  # Lightning begins from any hpc_ckpt_*.ckpt that it finds there
     )
     if ema is not None:
         if not 0 < ema < 1:
@@ -234,23 +235,23 @@ def fit(
             f"{folder / LAST} is from an unfinished run, which resume=true would continue; this run starts from "
             "scratch and will overwrite that file"
         )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), rolling.listening():
         # Of a model that is configured once more for the average: ours changes only where weights are divided.
         warnings.filterwarnings("ignore", "You're using the WeightAveraging callback with a model that overrides")
         try:
             run.fit(module, data, ckpt_path=last, weights_only=True)
         except SIGTERMException as error:  # it would end the program as if all had been done
             raise SystemExit(128 + signal.SIGTERM) from error
-    if run.global_step < max_steps:  # trainer.max_time, or a callback of the user's
+    if run.global_step < max_steps:  # trainer.max_time, SLURM, or a callback of the user's
+        again = f"{requeue()}; " if rolling.asked and run.is_global_zero else ""
         raise SystemExit(
-            f"stopped after step {run.global_step} of {max_steps}, without a model.ckpt; the same command goes on from "
-            f"{folder / LAST} (train.py with resume=true)"
+            f"stopped after step {run.global_step} of {max_steps}, without a model.ckpt; {again}the same command goes "
+            f"on from {folder / LAST} (train.py with resume=true)"
         )
     file = folder / "model.ckpt"
     save_whole(run, file, weights_only=True)
     if run.is_global_zero:
-        for left in (folder / LAST, *folder.glob("hpc_ckpt_*.ckpt")):  # the latter of a requeued SLURM job
-            left.unlink(missing_ok=True)
+        (folder / LAST).unlink(missing_ok=True)
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches * run.world_size
         stage.found_seconds = round(counter.found_seconds, 3)

@@ -4,14 +4,20 @@ Every so many steps ``last.ckpt`` is written, completely or not at all, into the
 weights, optimiser, scheduler, averaged weights, queues and codebooks in it, and `PairsData` the position in the data;
 this module adds the states of the random generators and the run's configuration, so that another run's checkpoint is
 refused. On the CPU a resumed run ends with the same bits as an uninterrupted one.
+
+A run that is told to end, by SIGTERM or by SLURM, writes it after the step it is at; SLURM's job is then requeued.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import signal
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +25,9 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint, Timer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tldr.nn.processes import connected
 
@@ -45,7 +53,8 @@ class RollingCheckpoint(Checkpoint):
             raise ValueError(f"checkpoint_every={every}; take a number of steps, or 0 for no checkpoints")
         self.file, self.every, self.identity = folder / LAST, every, dict(identity)
         self._saved = self._step = 0  # the steps of the last one and of the batch before: several batches may share one
-        self._stops = False
+        self._stops, self._whole = False, True  # is no gradient waiting for the rest of its step?
+        self.asked = False  # by SLURM, to end
         self._restored: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -84,8 +93,11 @@ class RollingCheckpoint(Checkpoint):
         """Write when a checkpoint is due, and when training is about to stop early: once it has stopped, averaged
         weights have replaced those to resume from. It stops only after a whole step: gradients accumulated for the next
         one are in no checkpoint."""
-        self._stops |= trainer.should_stop
-        trainer.should_stop = self._stops and trainer.global_step > self._step
+        if SLURMEnvironment.detect():
+            self.asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        self._stops |= trainer.should_stop or self.asked
+        self._whole = trainer.global_step > self._step
+        trainer.should_stop = self._stops and self._whole
         self._step = trainer.global_step
         if trainer.should_stop or (self.every and trainer.global_step % self.every == 0):
             self._save(trainer)
@@ -94,6 +106,24 @@ class RollingCheckpoint(Checkpoint):
         """Likewise where that was decided only here."""
         if trainer.should_stop:
             self._save(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Write when SIGTERM ends the run, which Lightning tells all processes after the same batch."""
+        if isinstance(exception, SIGTERMException) and self._whole:
+            self._save(trainer)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Meanwhile SIGUSR1, by which SLURM tells every process that the time is nearly up, ends the run after a step.
+        Lightning's handler, which this one keeps out, saves at once: several processes are then rarely at one place."""
+        if not SLURMEnvironment.detect():
+            yield
+            return
+        before = signal.signal(signal.SIGUSR1, lambda *_: setattr(self, "asked", True))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR1, before or signal.SIG_DFL)
 
     def _save(self, trainer: L.Trainer) -> None:
         if self._saved < trainer.global_step < trainer.max_steps:
@@ -114,12 +144,29 @@ class RollingCheckpoint(Checkpoint):
         checkpoint["callbacks"].pop(Timer.__qualname__, None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep this process's random states until the first batch. Raises ValueError if they are from another run: the
-        checkpoint of a requeued SLURM job is found by Lightning itself, not by us."""
+        """Keep this process's random states until the first batch. Raises ValueError if they are from another run, as
+        they may be where Lightning finds a checkpoint by itself."""
         check_identity(json.loads(state_dict["identity"]), self.identity, self.file)
         states = state_dict["random"]
         rank = dist.get_rank() if connected() else 0
         self._restored = states[min(rank, len(states) - 1)]
+
+
+def requeued() -> bool:
+    """Has SLURM begun this job anew, which then goes on with what is there?"""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
+def requeue() -> str:
+    """Have SLURM begin this job anew; how that went."""
+    job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:  # whose last task has the array's own number
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"job {job} could not be requeued ({error})"
+    return f"job {job} is requeued"
 
 
 def save_whole(trainer: L.Trainer, file: Path, *, weights_only: bool = False) -> None:
@@ -202,7 +249,7 @@ def find_last(folder: Path, identity: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from, if there is one; says which. Raises ValueError where it is another run's."""
     file = folder / LAST
     if not file.exists():
-        print(f"resume=true, but there is no {file}: starting from scratch")
+        print(f"there is no {file} to resume from: starting from scratch")
         return None
     checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     state = checkpoint.get("callbacks", {}).get(RollingCheckpoint.__qualname__)

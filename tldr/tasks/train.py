@@ -36,7 +36,7 @@ from tldr.report.tracking import (
 )
 from tldr.tasks.fit import fit
 from tldr.tasks.pool import open_pool
-from tldr.tasks.resume import find_finished, identity_of
+from tldr.tasks.resume import find_finished, identity_of, requeued
 from tldr.tasks.steps import plain_name
 
 TASKS = {  # what to measure a model by: the first that it can do
@@ -90,9 +90,11 @@ def run(
 
     `tldr.tasks.fit` tells what the options do. ``export`` also writes a Hugging Face folder: True into ``huggingface``
     beside the checkpoint, or where it says; raises ValueError, before it trains, for a model that cannot be exported.
-    With ``resume``, a run that was killed goes on, and one that has ended is left alone.
+    With ``resume``, or in a job that SLURM has requeued, a run that was killed goes on, and one that has ended is left
+    alone.
     """
     check_seed(seed)
+    resume = resume or requeued()
     home, folder = folders(names, pairs=pairs, out=out, seed=seed)
     make_folder(folder, "out")
     ledger = Ledger()
@@ -109,7 +111,7 @@ def run(
     identity = identity_of(config or {}, "-".join(filter(None, [subset.hash, subset.digest(columns)])))
     finished = find_finished(folder, identity)  # another run's is not replaced
     if resume and finished:
-        print(f"this run is already finished; resume=true has nothing to do\nwrote {finished}")
+        print(f"this run is already finished; there is nothing to resume\nwrote {finished}")
         if export:
             write_export(load_model(finished), folder, export)
         return finished
