@@ -142,7 +142,7 @@ class Bench:
     def refuse_other_pool(self, pool: str) -> None:
         """Raises ValueError if a row that is there was measured on another pool."""
         for row in filter(None, map(self.found, self.runs)):
-            if row.get("pool", pool) != pool:
+            if (row.get("pool") or pool) != pool:  # older rows do not say
                 raise ValueError(
                     f"the pool has changed since {row['run']} was measured (hash {pool}, then {row['pool']}): give "
                     "another out=, and no known rows, or restore the data"

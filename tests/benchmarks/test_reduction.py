@@ -179,7 +179,7 @@ def test_rows_of_another_pool_are_refused(parts, tmp_path):
     bench = parts["reduction"].Bench(comparison("shapes", "telling") | {"out": str(tmp_path)})
     first, second, third = (bench.file(run) for run in bench.runs[:3])
     first.parent.mkdir()
-    first.write_text("{}")  # known from before rows said it
+    first.write_text('{"pool": null}')  # known from before rows said it
     second.write_text('{"pool": "abc"}')
     bench.refuse_other_pool("abc")
     with pytest.raises(ValueError, match=rf"changed since {second.stem} .*hash def, then abc.*: give another out="):
