@@ -173,14 +173,17 @@ def test_what_is_measured_now_and_then_is_logged_at_its_step(tiny_pool, tmp_path
         assert rows.filter(pl.col(name).is_not_null())["step"].to_list() == [0, 4, 8]
 
 
-class NearlyUp(L.Callback):
-    """What SLURM does so many seconds before a job's time is up; in the midst of a step of two batches."""
+class Signalled(L.Callback):
+    """What a cluster's scheduler does to a job, after a batch of the epoch."""
+
+    def __init__(self, number: int, after: int) -> None:
+        self.number, self.after = number, after
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 6:
-            os.kill(os.getpid(), signal.SIGUSR1)
+        if batch_idx == self.after:
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ class NearlyUp(L.Callback):
     [({}, "17", False), ({"SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "2"}, "9_2", True)],
 )
 def test_a_slurm_job_is_requeued_and_goes_on(job, number, fails, tiny_pool, tmp_path, monkeypatch):
-    two = partial(CPU, accumulate_grad_batches=2)
+    two, nearly_up = partial(CPU, accumulate_grad_batches=2), Signalled(signal.SIGUSR1, after=6)  # amid a step
     whole = train(tiny_pool, tmp_path / "whole", max_steps=8, trainer=two)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(f"#!/bin/sh\necho $* >> {tmp_path}/asked\nexit {int(fails)}\n")
@@ -202,25 +205,31 @@ def test_a_slurm_job_is_requeued_and_goes_on(job, number, fails, tiny_pool, tmp_
     with pytest.raises(
         SystemExit, match=rf"after step 4 of 8, .*; {done}.*; the same command goes on from .*last\.ckpt"
     ):
-        train(tiny_pool, tmp_path / "out", max_steps=8, trainer=partial(two, callbacks=[NearlyUp()]))
+        train(tiny_pool, tmp_path / "out", max_steps=8, trainer=partial(two, callbacks=[nearly_up]))
     assert (tmp_path / "asked").read_text() == f"requeue {number}\n"
     assert signal.getsignal(signal.SIGUSR1) == before
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["last.ckpt"]
     found = train(tiny_pool, tmp_path / "out", max_steps=8, trainer=two, resume=True)
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     (tmp_path / "asked").unlink()
-    train(tiny_pool, tmp_path / "last", max_steps=4, trainer=partial(two, callbacks=[NearlyUp()]))  # it has ended
+    train(tiny_pool, tmp_path / "last", max_steps=4, trainer=partial(two, callbacks=[nearly_up]))  # it has ended
     assert not (tmp_path / "asked").exists()
 
 
-def test_a_checkpoint_of_another_run_that_lightning_finds_is_refused(tiny_pool, tmp_path, monkeypatch):
-    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "17"}.items():
-        monkeypatch.setenv(name, value)
+def test_what_lightning_requeues_by_itself_goes_on_in_its_own_folder(tiny_pool, tmp_path, monkeypatch):
+    """It leaves hpc_ckpt_1.ckpt and begins from it, which another run must not."""
+    monkeypatch.chdir(tmp_path)
+    whole = train(tiny_pool, tmp_path / "whole", max_steps=14)
     with pytest.raises(SystemExit, match=r"after step 5 of 14"):
-        train(tiny_pool, tmp_path, max_steps=14, trainer=partial(CPU, callbacks=[Stop()]))
-    (tmp_path / "last.ckpt").rename(tmp_path / "hpc_ckpt_1.ckpt")
+        train(tiny_pool, tmp_path / "out", max_steps=14, trainer=partial(CPU, callbacks=[Stop()]))
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "out" / "last.ckpt").rename(tmp_path / "out" / "hpc_ckpt_1.ckpt")
     with pytest.raises(ValueError, match=r"is of another run: rate was None and is now 1"):
-        train(tiny_pool, tmp_path, max_steps=14, identity={"rate": 1})
+        train(tiny_pool, tmp_path / "out", max_steps=14, identity={"rate": 1})
+    found = train(tiny_pool, tmp_path / "out", max_steps=14)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [file.name for file in (tmp_path / "out").glob("*.ckpt")] == ["model.ckpt"]
 
 
 def test_the_trainer_is_the_users_but_for_what_the_task_decides(tiny_pool, tmp_path):
@@ -246,16 +255,6 @@ def test_a_run_that_ran_out_of_time_has_it_again(tmp_path):
     assert Timer(duration={"hours": 1}).state_key == "Timer"
 
 
-class Terminated(L.Callback):
-    """What a cluster's scheduler does to a job."""
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @pytest.mark.parametrize(("together", "step"), [(1, 6), (2, 3), (4, None)])
 def test_what_was_terminated_has_not_succeeded_and_goes_on(together, step, tiny_pool, tmp_path, capsys):
     """Unless gradients were waiting for the rest of their step, which no checkpoint holds."""
@@ -264,7 +263,13 @@ def test_what_was_terminated_has_not_succeeded_and_goes_on(together, step, tiny_
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # another test's library may have left its own
     try:
         with pytest.raises(SystemExit) as stopped:
-            train(tiny_pool, tmp_path / "out", max_steps=9, trainer=trainer, callbacks=[Terminated()])
+            train(
+                tiny_pool,
+                tmp_path / "out",
+                max_steps=9,
+                trainer=trainer,
+                callbacks=[Signalled(signal.SIGTERM, after=5)],
+            )
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped.value.code == 143

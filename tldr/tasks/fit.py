@@ -251,7 +251,8 @@ def fit(
     file = folder / "model.ckpt"
     save_whole(run, file, weights_only=True)
     if run.is_global_zero:
-        (folder / LAST).unlink(missing_ok=True)
+        for left in (folder / LAST, *folder.glob("hpc_ckpt_*.ckpt")):  # the latter where Lightning requeues by itself
+            left.unlink(missing_ok=True)
     if stage is not None:
         stage.images = max_steps * batch_size * run.accumulate_grad_batches * run.world_size
         stage.found_seconds = round(counter.found_seconds, 3)
