@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tldr.selector.tldr import TLDR, standard
+from tldr.selector.tldr import TLDR
 
 
 def test_without_novelty_the_best_aligned_are_kept_and_nothing_else_is_asked(pool, signals, values):
@@ -14,11 +14,15 @@ def test_without_novelty_the_best_aligned_are_kept_and_nothing_else_is_asked(poo
     assert selection.reasons[0] == f"alignment {values['alignment'][0]:.3g}, cut at {lowest:.3g}"
 
 
-def test_the_pairs_worth_most_are_kept(pool, signals):
-    selection = TLDR()(pool, signals, keep=75, seed=0)
+@pytest.mark.parametrize(("novelty", "reach"), [(1, 0.4), (0.5, 1)])
+def test_the_pairs_worth_most_are_kept(pool, signals, novelty, reach):
+    selection = TLDR(novelty=novelty, reach=reach)(pool, signals, keep=75, seed=0)
     alignment, distance, worth = (selection.scores[name] for name in ("alignment", "distance", "worth"))
-    novelty = np.minimum(standard(np.log(distance)), 0.3)
-    assert worth == pytest.approx(standard(alignment) + 0.5 * novelty, abs=1e-5)
+    right, far = alignment > 0, reach * np.percentile(distance, 99)
+    new = np.minimum(distance / far, 1)
+    assert 0 < (new < 1).mean() < 1
+    assert worth[right] == pytest.approx((alignment * new**novelty)[right], abs=1e-5)
+    assert np.array_equal(worth[~right], alignment[~right])  # wrong ones do not gain by a copy that fits better
     kept = np.zeros(300, bool)
     kept[selection.rows] = True
     assert worth[kept].min() >= worth[~kept].max()
@@ -40,7 +44,7 @@ def test_repetitions_go_first(pool, store, values):
     picture = np.arange(300) // 4
     values["codes"] = values["codes"][picture * 4]
     left = []
-    for novelty in (0, 0.5, 1e6):
+    for novelty in (0, 1, 8):
         rows = TLDR(novelty=novelty)(pool, store(values), keep=60, seed=0).rows
         left.append(len(np.unique(picture[rows])))
     assert left[0] < left[1] <= left[2] == 60
@@ -48,16 +52,26 @@ def test_repetitions_go_first(pool, store, values):
         assert values["alignment"][row] == values["alignment"][picture == picture[row]].max()
 
 
-def test_beyond_the_limit_a_picture_far_from_all_others_is_worth_no_more(pool, store, values):
-    """One that fits as badly as any is kept for its distance alone, unless that counts up to a limit."""
+def test_a_wrong_caption_gains_nothing_by_a_picture_far_from_all_others(pool, store, values):
+    """Here the only picture that is not like the others has the best of the captions that do not fit."""
     alignment, codes = np.sort(values["alignment"])[::-1].copy(), np.zeros_like(values["codes"])
+    right = int((alignment > 0).sum())
     codes[:] = values["codes"][:1]
     codes[:, 0] = np.arange(300) % 3  # all much alike
-    codes[-1] = values["codes"][0].max() - values["codes"][0]
+    codes[right] = values["codes"][0].max() - values["codes"][0]
     values.update(alignment=alignment, codes=codes)
-    kept = {limit: TLDR(limit=limit)(pool, store(values), keep=75, seed=0).rows for limit in (0.3, np.inf)}
-    assert 299 in kept[np.inf]
-    assert 299 not in kept[0.3]
+    for novelty in (0.5, 8):
+        kept = TLDR(novelty=novelty)(pool, store(values), keep=right + 1, seed=0).rows
+        assert sorted(kept) == list(range(right + 1))
+        assert right not in TLDR(novelty=novelty)(pool, store(values), keep=right, seed=0).rows
+
+
+def test_repetition_counts_as_much_where_it_is_usual(pool, store, values):
+    """A novelty in standard deviations of the pool fails there. 290 pictures of one scene fit best."""
+    values["codes"][:290] = values["codes"][0]
+    values["codes"][290:] = np.random.default_rng(3).integers(0, 24, (10, 6))
+    values["alignment"] = np.linspace(10, 9, 300).astype(np.float32)
+    assert TLDR()(pool, store(values), keep=11, seed=0).rows.tolist() == [0, *range(290, 300)]
 
 
 def test_wrong_captions_go(pool, signals):
@@ -105,12 +119,13 @@ def test_reasons_say_what_decided(pool, signals):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"novelty": -1.0}, r"selector\.novelty=-1\.0 must be a finite number of standard deviations, from 0"),
-        ({"novelty": np.inf}, r"selector\.novelty=inf must be a finite number of standard deviations, from 0"),
-        ({"limit": np.nan}, r"selector\.limit=nan must be a number of standard deviations, or inf for no limit"),
+        ({"novelty": -1.0}, r"selector\.novelty=-1\.0 must be a finite power, from 0"),
+        ({"novelty": np.inf}, r"selector\.novelty=inf must be a finite power, from 0"),
+        ({"reach": np.nan}, r"selector\.reach=nan must be a share of the largest distance, from 0\.001 to 1"),
+        ({"reach": 0}, r"selector\.reach=0 must be a share of the largest distance, from 0\.001 to 1"),
         ({"dim": 0}, r"selector\.dim=0 must be at least 1"),
         ({"dim": 2.5}, r"selector\.dim=2\.5 must be a whole number"),
-        ({"limit": "none"}, r"selector\.limit='none' must be a number of standard deviations, or inf for no limit"),
+        ({"reach": "far"}, r"selector\.reach='far' must be a share of the largest distance, from 0\.001 to 1"),
         ({"feature": "pixels"}, r"selector\.feature='pixels'; choose from tokens, mean, histogram, raw, embedding"),
         ({"clusters": 0}, r"selector\.clusters=0 must be at least 1"),
         ({"rows_per_cluster": 0}, r"selector\.rows_per_cluster=0 must be at least 1"),

@@ -90,7 +90,7 @@ def test_what_has_no_named_steps_stays_as_it_is():
     ("steps", "message"),
     [
         (["rnadom"], r"selector\.steps has 'rnadom'; choose from .*random, .*tldr"),
-        ([{"tldr": {"cluster": 3}}], r"tldr has no option 'cluster'; it has novelty, limit, feature, dim"),
+        ([{"tldr": {"cluster": 3}}], r"tldr has no option 'cluster'; it has novelty, reach, feature, dim"),
         ([{"random": {"clusters": 3}}], r"random has no option 'clusters'; it has none"),
         ([{"tldr": {}, "random": {}}], r"a step is a name or \{name: \{option: value\}\}"),
         (["tldr", 3], r"selector\.steps has 3; a step is a name"),

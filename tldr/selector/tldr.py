@@ -9,10 +9,11 @@ captioner and the same codes say more:
              of a group of repeated pictures it is large, for all others small (the idea of density peaks: Rodriguez and
              Laio, Science 2014)
 
-A pair is worth its fit plus ``novelty`` times the logarithm of that distance, both in standard deviations of the pool:
-nothing has to be known of how many captions are wrong, of how many pictures repeat, or of how similar repetitions are,
-and a smaller selection is part of a larger one. Beyond ``limit`` a greater distance is worth no more: what is far from
-all that fits better is often a pair that fits badly. Pairs are compared inside clusters, as in SemDeDup.
+A pair is worth ``fit * min(distance / r, 1) ^ novelty``, density peaks' product, where ``r`` is ``reach`` times the
+distance that 99 of 100 pairs do not exceed. So no pair is worth more than its fit, however far its picture is from all
+others, and what a repetition costs does not depend on how many of the pool are. A fit that is not positive, where the
+picture says nothing for its caption, is what its pair is worth: it comes after all others. A smaller selection is part
+of a larger one. Pairs are compared inside clusters, as in SemDeDup.
 
 Shapes: N pairs.
 """
@@ -29,29 +30,29 @@ from tldr.signal.sphere import Duplicates, cluster_count, on_sphere
 from tldr.signal.store import Signals
 
 NEAREST = 1e-3  # distances below it are as good as none
-FAR = 1e9  # standard deviations
+STEEPEST = 1e9  # a power at which any picture nearer than `reach` is worth nothing
 
 
 class TLDR(Selector):
-    """``novelty``: how many standard deviations of fit one of novelty is worth; 0: the fit alone, and no codes are
-    needed. ``limit``: novelty is capped at so many standard deviations above its mean; inf: no cap. ``feature``
+    """``novelty``: the power of the distance; 0: the fit alone, and no codes are needed. ``reach``: the distance from
+    which a picture is new, as a share of the pool's largest (their 99th percentile). ``feature``
     (`tldr.signal.feature`; ``dim`` components of tokens or histogram) says what is alike, inside at most ``clusters``
     clusters of at least ``rows_per_cluster`` pairs; its vectors are held in memory, 4 bytes a number."""
 
     def __init__(
         self,
         *,
-        novelty: float = 0.5,
-        limit: float = 0.3,
+        novelty: float = 1.0,
+        reach: float = 0.4,
         feature: str = "tokens",
         dim: int = 64,
         clusters: int = 50_000,
         rows_per_cluster: int = 8800,
     ) -> None:
         counts(1, clusters=clusters, rows_per_cluster=rows_per_cluster, dim=dim)
-        check_number("selector.novelty", novelty, "a finite number of standard deviations, from 0", low=0, high=FAR)
-        check_number("selector.limit", limit, "a number of standard deviations, or inf for no limit", low=-FAR)
-        self.novelty, self.limit, self.feature, self.dim = novelty, limit, feature, dim
+        check_number("selector.novelty", novelty, "a finite power, from 0", low=0, high=STEEPEST)
+        check_number("selector.reach", reach, "a share of the largest distance, from 0.001 to 1", low=1e-3, high=1)
+        self.novelty, self.reach, self.feature, self.dim = novelty, reach, feature, dim
         self.clusters, self.rows_per_cluster = clusters, rows_per_cluster
         alike = signal_of(feature)
         self.needs = (alike, "alignment") if novelty else ("alignment",)
@@ -69,7 +70,8 @@ class TLDR(Selector):
         found = Duplicates.find(rows, clusters, choice=fit, seed=seed)
         distance = np.maximum(np.sqrt(np.maximum(2 - 2 * found.similarity, 0)), NEAREST)
         distance[found.twin < 0] = distance[found.twin >= 0].max(initial=1.0)  # nobody in the cluster fits better
-        worth = standard(fit) + self.novelty * np.minimum(standard(np.log(distance)), self.limit)
+        new = np.minimum(distance / (self.reach * float(np.percentile(distance, 99))), 1)
+        worth = np.where(fit > 0, fit * new**self.novelty, fit)
         kept, cut = best(worth, keep)
         uids = pool.uids
         reasons = [
@@ -80,8 +82,3 @@ class TLDR(Selector):
         ]
         scores = {"cluster": found.cluster, "alignment": fit, "distance": distance, "worth": worth}
         return Selection(kept, reasons, scores, worth)
-
-
-def standard(values: np.ndarray) -> np.ndarray:
-    """(N,) in standard deviations from the mean; zeros where all are equal."""
-    return (values - values.mean()) / max(float(values.std()), 1e-12)
